@@ -9,7 +9,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::names::Version;
+use crate::names::{Bulk, KeyExchange, Suite, Version};
 
 /// How far a scan got.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -163,6 +163,21 @@ impl Facts {
         self.0.extend(other.0);
     }
 }
+
+/// A property of a cipher suite.
+pub(crate) type SuiteProperty = fn(Suite) -> bool;
+
+/// The weaknesses of cipher suites, by the ids of their facts.
+pub(crate) const WEAK_SUITES: [(&str, SuiteProperty); 8] = [
+    ("weak.null", |s| s.bulk() == Bulk::Null),
+    ("weak.anonymous", Suite::is_anonymous),
+    ("weak.export", Suite::is_export),
+    ("weak.rc4", |s| s.bulk() == Bulk::Rc4),
+    ("weak.des", |s| matches!(s.bulk(), Bulk::Des | Bulk::Des40 | Bulk::Rc2)),
+    ("weak.static_rsa", |s| matches!(s.key_exchange(), KeyExchange::Rsa | KeyExchange::RsaPsk)),
+    ("weak.static_dh", |s| matches!(s.key_exchange(), KeyExchange::Dh | KeyExchange::Ecdh)),
+    ("weak.cbc", Suite::is_cbc),
+];
 
 /// A row of the table: an id, or a family of ids with `<...>` for the variable part.
 #[derive(Debug, Clone, Copy)]

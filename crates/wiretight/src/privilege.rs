@@ -53,6 +53,11 @@ fn can_mark_with(needed: CapabilitySet, have: CapabilitySets) -> io::Result<bool
     Ok(marked)
 }
 
+/// For a program that has opened everything that needs capabilities.
+pub(crate) fn keep_nothing() -> io::Result<()> {
+    keep_only(CapabilitySet::empty(), CapabilitySet::empty())
+}
+
 /// For the child that maintains the kernel's rules, and for the `nft` and `ip` that it runs. Returns whether it has the
 /// capability.
 pub(crate) fn keep_net_admin_only() -> io::Result<bool> {

@@ -75,6 +75,18 @@ pub fn enter(config: &Path, state: &Path, reads: &[PathBuf]) -> anyhow::Result<S
     })
 }
 
+/// For a program that reads hostile input, and has opened what it writes. It may still read files, and use the network.
+pub(crate) fn read_only() -> Result<(), landlock::RulesetError> {
+    Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(AccessFs::from_all(KNOWN))?
+        .create()?
+        .add_rules(path_beneath_rules(["/"], AccessFs::from_read(KNOWN) & !AccessFs::Execute))?
+        .add_rules(path_beneath_rules(["/dev/null"], AccessFs::ReadFile | AccessFs::WriteFile))?
+        .restrict_self()?;
+    Ok(())
+}
+
 /// For the child that maintains the kernel's rules: it may read and run every file, but write only in the state
 /// directory.
 pub(crate) fn write_only_in(state: &Path) -> Result<(), landlock::RulesetError> {

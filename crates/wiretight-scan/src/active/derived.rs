@@ -1,13 +1,13 @@
 //! Facts that follow from other facts: kinds of weak suites, and the vulnerabilities that consist of
 //! accepting them.
 
-use crate::facts::{Answer, Facts, Value};
+use crate::facts::{Answer, Facts, Value, WEAK_SUITES};
 use crate::names::{Bulk, Group, KeyExchange, Suite, Version};
 
 /// Adds all facts that follow from the others.
 pub fn derive(facts: &mut Facts) {
     let seen = Seen::of(facts);
-    for (id, is) in KINDS {
+    for (id, is) in WEAK_SUITES {
         let found = seen.named(|_, suite| is(suite));
         set(facts, &seen, id, found, &Version::ALL);
     }
@@ -39,19 +39,6 @@ pub fn derive(facts: &mut Facts) {
 
 const AFTER_SSL2: [Version; 5] =
     [Version::Ssl3, Version::Tls1_0, Version::Tls1_1, Version::Tls1_2, Version::Tls1_3];
-
-type Kind = fn(Suite) -> bool;
-
-const KINDS: [(&str, Kind); 8] = [
-    ("weak.null", |s| s.bulk() == Bulk::Null),
-    ("weak.anonymous", Suite::is_anonymous),
-    ("weak.export", Suite::is_export),
-    ("weak.rc4", |s| s.bulk() == Bulk::Rc4),
-    ("weak.des", |s| matches!(s.bulk(), Bulk::Des | Bulk::Des40 | Bulk::Rc2)),
-    ("weak.static_rsa", |s| matches!(s.key_exchange(), KeyExchange::Rsa | KeyExchange::RsaPsk)),
-    ("weak.static_dh", |s| matches!(s.key_exchange(), KeyExchange::Dh | KeyExchange::Ecdh)),
-    ("weak.cbc", Suite::is_cbc),
-];
 
 /// What is known about cipher suites.
 struct Seen {

@@ -115,3 +115,91 @@ pub(super) fn is_short(key: &str) -> bool {
         _ => false,
     }
 }
+
+// ---- SSH (IANA, Secure Shell Protocol Parameters; RFC 9142). `Unknown` if the name is unknown.
+
+/// The best level with this key exchange.
+pub fn ssh_key_exchange(name: &str) -> Level {
+    match name {
+        "mlkem768x25519-sha256"
+        | "mlkem768nistp256-sha256"
+        | "mlkem1024nistp384-sha384"
+        | "sntrup761x25519-sha512"
+        | "sntrup761x25519-sha512@openssh.com" => Level::Strong,
+        // The first version of the hybrid, whose post-quantum part has known weaknesses.
+        "sntrup4591761x25519-sha512@tinyssh.org" => Level::Acceptable,
+        "curve25519-sha256"
+        | "curve25519-sha256@libssh.org"
+        | "curve448-sha512"
+        | "ecdh-sha2-nistp256"
+        | "ecdh-sha2-nistp384"
+        | "ecdh-sha2-nistp521"
+        | "diffie-hellman-group14-sha256"
+        | "diffie-hellman-group15-sha512"
+        | "diffie-hellman-group16-sha512"
+        | "diffie-hellman-group17-sha512"
+        | "diffie-hellman-group18-sha512"
+        // The size of its prime is judged by itself.
+        | "diffie-hellman-group-exchange-sha256" => Level::Acceptable,
+        _ if name.ends_with("-sha1") => Level::Weak,
+        _ if name.starts_with("gss-") && name.contains("-sha1-") => Level::Weak,
+        _ if name.starts_with("gss-") => Level::Acceptable,
+        _ => Level::Unknown,
+    }
+}
+
+/// The best level with this host key algorithm.
+pub fn ssh_host_key(name: &str) -> Level {
+    let name = name.strip_suffix("-cert-v01@openssh.com").unwrap_or(name);
+    match name {
+        // SHA-1 (RFC 8332 section 1; RFC 9142 section 4 for DSA).
+        "ssh-rsa" | "ssh-dss" | "x509v3-ssh-rsa" | "x509v3-ssh-dss" | "x509v3-sign-rsa"
+        | "x509v3-sign-dss" | "spki-sign-rsa" | "spki-sign-dss" | "null" => Level::Weak,
+        "ssh-ed25519"
+        | "ssh-ed448"
+        | "rsa-sha2-256"
+        | "rsa-sha2-512"
+        | "sk-ssh-ed25519@openssh.com" => Level::Strong,
+        _ if name.starts_with("ecdsa-sha2-nistp")
+            || name.starts_with("sk-ecdsa-sha2-nistp256@")
+            || name.starts_with("x509v3-ecdsa-sha2-nistp")
+            || name.starts_with("x509v3-rsa2048-sha256") =>
+        {
+            Level::Strong
+        }
+        _ => Level::Unknown,
+    }
+}
+
+/// The best level with this cipher, and this MAC if the cipher has none of its own.
+pub fn ssh_cipher(cipher: &str, mac: &str) -> Level {
+    match cipher {
+        "none" => Level::Plaintext,
+        "aes128-gcm@openssh.com"
+        | "aes256-gcm@openssh.com"
+        | "AEAD_AES_128_GCM"
+        | "AEAD_AES_256_GCM"
+        | "chacha20-poly1305"
+        | "chacha20-poly1305@openssh.com" => Level::Strong,
+        "aes128-ctr" | "aes192-ctr" | "aes256-ctr" => match mac {
+            // RFC 6151: MD5. Without a MAC, an attacker on the path can change what is sent.
+            "none" => Level::Weak,
+            _ if mac.starts_with("hmac-md5") => Level::Weak,
+            _ if mac.contains("-etm@") => Level::Strong,
+            _ if mac.starts_with("hmac-") || mac.starts_with("umac-") => Level::Acceptable,
+            _ => Level::Unknown,
+        },
+        // RFC 8758 for RC4; CBC leaks plaintext (CVE-2008-5161); 64-bit blocks (CVE-2016-2183).
+        _ if cipher.ends_with("-cbc")
+            || cipher.starts_with("arcfour")
+            || cipher.starts_with("3des-")
+            || cipher.starts_with("blowfish-")
+            || cipher.starts_with("cast128-")
+            || cipher.starts_with("idea-")
+            || cipher.starts_with("rijndael-cbc@") =>
+        {
+            Level::Weak
+        }
+        _ => Level::Unknown,
+    }
+}

@@ -1,4 +1,4 @@
-//! Initial packets of QUIC version 1 (RFC 9000, RFC 9001), which contain hellos, and the other possible
+//! Initial packets of QUIC (RFC 9000, RFC 9001, RFC 9369), which contain hellos, and the other possible
 //! replies: Version Negotiation and Retry.
 //!
 //! Their keys are derived from a connection ID in the packets, so anyone on the path can read and
@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use aws_lc_rs::aead::{AES_128_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use rustls::Side;
 use rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256;
-use rustls::quic::Version;
+use rustls::quic;
 
 use super::{Malformed, Reader};
 
@@ -26,12 +26,78 @@ const TAG: usize = 16;
 /// The maximum number of buffered pieces of a handshake.
 const MAX_PIECES: usize = 64;
 
+/// A version whose Initial packets can be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    /// Drafts 29 to 32, which were used on the Internet before version 1.
+    Draft29,
+    /// RFC 9000. Its last drafts have the same keys.
+    V1,
+    /// RFC 9369.
+    V2,
+}
+
+impl Version {
+    pub fn from_code(code: u32) -> Option<Self> {
+        Some(match code {
+            VERSION_1 | 0xff00_0021 | 0xff00_0022 => Self::V1,
+            0x6b33_43cf => Self::V2,
+            0xff00_001d..=0xff00_0020 => Self::Draft29,
+            _ => return None,
+        })
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Draft29 => "QUIC draft 29",
+            Self::V1 => "QUIC 1",
+            Self::V2 => "QUIC 2",
+        }
+    }
+}
+
+/// The type of a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Initial(Version),
+    ZeroRtt(Version),
+    Handshake(Version),
+    Retry(Version),
+    VersionNegotiation,
+    /// A short header, which is not distinguishable from other protocols.
+    OneRtt,
+    /// A long header of another version.
+    Unknown(u32),
+}
+
+/// The type of the packet at the start of a datagram; `None` if it has none.
+pub fn kind(datagram: &[u8]) -> Option<Kind> {
+    let mut reader = Reader::new(datagram);
+    let first = reader.u8().ok()?;
+    if first & 0x80 == 0 {
+        return Some(Kind::OneRtt);
+    }
+    let code = reader.u32().ok()?;
+    if code == 0 {
+        return Some(Kind::VersionNegotiation);
+    }
+    let Some(version) = Version::from_code(code) else { return Some(Kind::Unknown(code)) };
+    // RFC 9000 section 17.2; RFC 9369 section 3.2 counts from Retry.
+    let rotation = if version == Version::V2 { 3 } else { 0 };
+    Some(match ((first >> 4) + rotation) & 3 {
+        0 => Kind::Initial(version),
+        1 => Kind::ZeroRtt(version),
+        2 => Kind::Handshake(version),
+        _ => Kind::Retry(version),
+    })
+}
+
 /// A packet, as far as it is readable without keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Packet<'a> {
-    /// An Initial packet of version 1, still protected.
+    /// An Initial packet, still protected.
     Initial(Initial<'a>),
-    /// A Retry of version 1.
+    /// A Retry.
     Retry(Retry<'a>),
     /// A Version Negotiation, which belongs to no version.
     VersionNegotiation(VersionNegotiation<'a>),
@@ -42,6 +108,7 @@ pub enum Packet<'a> {
 /// RFC 9000 section 17.2.2.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Initial<'a> {
+    pub version: Version,
     /// Destination connection ID.
     pub destination: &'a [u8],
     /// Source connection ID.
@@ -79,41 +146,43 @@ pub struct VersionNegotiation<'a> {
 
 /// The packet at the start of a datagram, and the rest (RFC 9000 section 12.2).
 pub fn packet(datagram: &[u8]) -> Result<(Packet<'_>, &[u8]), Malformed> {
-    let mut reader = Reader::new(datagram);
-    let first = reader.u8()?;
-    if first & 0x80 == 0 {
+    let kind = kind(datagram).ok_or(Malformed("truncated"))?;
+    if kind == Kind::OneRtt {
         // A packet with a short header has no length, and is the last in its datagram.
         return Ok((Packet::Other, &[]));
     }
-    let version = reader.u32()?;
+    let mut reader = Reader::new(datagram);
+    let (_first, _version) = (reader.u8()?, reader.u32()?);
     let (destination, source) = (reader.vec8()?, reader.vec8()?);
-    if version == 0 {
-        let versions = reader.rest();
-        if versions.is_empty() || !versions.len().is_multiple_of(4) {
-            return Err(Malformed("a Version Negotiation with truncated versions"));
+    let version = match kind {
+        Kind::VersionNegotiation => {
+            let versions = reader.rest();
+            if versions.is_empty() || !versions.len().is_multiple_of(4) {
+                return Err(Malformed("a Version Negotiation with truncated versions"));
+            }
+            let versions =
+                versions.chunks_exact(4).map(|v| u32::from_be_bytes([v[0], v[1], v[2], v[3]]));
+            let versions = versions.collect();
+            let negotiation = VersionNegotiation { destination, source, versions };
+            return Ok((Packet::VersionNegotiation(negotiation), &[]));
         }
-        let versions =
-            versions.chunks_exact(4).map(|v| u32::from_be_bytes([v[0], v[1], v[2], v[3]]));
-        let versions = versions.collect();
-        let negotiation = VersionNegotiation { destination, source, versions };
-        return Ok((Packet::VersionNegotiation(negotiation), &[]));
-    }
-    if version != VERSION_1 {
-        return Ok((Packet::Other, &[]));
-    }
+        Kind::Initial(version)
+        | Kind::ZeroRtt(version)
+        | Kind::Handshake(version)
+        | Kind::Retry(version) => version,
+        Kind::OneRtt | Kind::Unknown(_) => return Ok((Packet::Other, &[])),
+    };
     if destination.len().max(source.len()) > MAX_CONNECTION_ID {
         return Err(Malformed("a connection ID of more than 20 bytes"));
     }
-    // RFC 9000 section 17.2: Initial, 0-RTT, Handshake, Retry.
-    let kind = first >> 4 & 3;
-    if kind == 3 {
+    if let Kind::Retry(_) = kind {
         let rest = reader.rest();
         let token = rest.len().checked_sub(TAG).and_then(|n| rest.get(..n));
         let token = token.ok_or(Malformed("a Retry without its tag"))?;
         return Ok((Packet::Retry(Retry { destination, source, token, bytes: datagram }), &[]));
     }
     let token = match kind {
-        0 => take(&mut reader)?,
+        Kind::Initial(_) => take(&mut reader)?,
         _ => &[],
     };
     let length = varint(&mut reader)?;
@@ -122,7 +191,10 @@ pub fn packet(datagram: &[u8]) -> Result<(Packet<'_>, &[u8]), Malformed> {
     reader.take(length)?;
     let (bytes, rest) = datagram.split_at(number_at + length);
     Ok(match kind {
-        0 => (Packet::Initial(Initial { destination, source, token, bytes, number_at }), rest),
+        Kind::Initial(_) => {
+            let initial = Initial { version, destination, source, token, bytes, number_at };
+            (Packet::Initial(initial), rest)
+        }
         _ => (Packet::Other, rest),
     })
 }
@@ -140,11 +212,20 @@ pub struct InitialKeys {
 }
 
 impl InitialKeys {
-    /// The keys for this connection ID.
+    /// The keys of version 1 for this connection ID.
     pub fn new(destination: &[u8]) -> Self {
+        Self::of(Version::V1, destination)
+    }
+
+    pub fn of(version: Version, destination: &[u8]) -> Self {
+        let version = match version {
+            Version::Draft29 => quic::Version::V1Draft,
+            Version::V1 => quic::Version::V1,
+            Version::V2 => quic::Version::V2,
+        };
         let suite = TLS13_AES_128_GCM_SHA256.tls13().and_then(|suite| suite.quic_suite());
         let suite = suite.expect("a suite of QUIC");
-        let keys = suite.keys(destination, Side::Client, Version::V1);
+        let keys = suite.keys(destination, Side::Client, version);
         Self { client: keys.local, server: keys.remote }
     }
 }
@@ -532,7 +613,7 @@ mod tests {
         assert_eq!(found.destination, [2]);
         assert_eq!((found.source, &found.versions[..]), (&[3, 4][..], &[1, 0x6b3343cf][..]));
         assert!(packet(&negotiation[..negotiation.len() - 1]).is_err());
-        assert_eq!(packet(&hex("c06b3343cf0000")), Ok((Packet::Other, &[][..])));
+        assert_eq!(packet(&hex("c06b3343d00000")), Ok((Packet::Other, &[][..])));
     }
 
     #[test]

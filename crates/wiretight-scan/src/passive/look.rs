@@ -12,7 +12,9 @@ mod media;
 mod names;
 mod network;
 mod others;
+mod quic;
 mod sealed;
+mod ssh;
 mod starttls;
 mod text;
 mod tls;
@@ -135,6 +137,7 @@ pub(crate) type Recogniser = fn(&Opening<'_>) -> Verdict;
 /// In the order in which they are asked. TLS is first because it is the most frequent.
 const TCP: &[Recogniser] = &[
     tls::look,
+    ssh::look,
     http::http1,
     http::http2,
     starttls::replies,
@@ -211,6 +214,8 @@ const TCP: &[Recogniser] = &[
     text::whois,
 ];
 const UDP: &[Recogniser] = &[
+    quic::look,
+    tls::dtls,
     names::udp,
     media::stun,
     http::ssdp,

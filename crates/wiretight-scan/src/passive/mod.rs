@@ -13,6 +13,7 @@
 //! A flow is called encrypted only if its handshake was seen. What merely looks random is `unknown`.
 
 pub mod blockers;
+mod facts;
 pub mod file;
 pub mod flow;
 mod look;
@@ -21,5 +22,6 @@ mod seen;
 pub mod summary;
 pub mod totals;
 
+pub use facts::{facts, profiles};
 pub use look::{Half, Look, Opening, look};
 pub use seen::{CertificateSeen, Grade, Sealed, Seen, Side, StartTls, Transport};

@@ -74,6 +74,7 @@ pub const GAPS: &[(&str, &str)] = &[
     ("fragments", "fragments of packets whose beginning was not captured"),
     ("duplicates", "exact copies of the packet before, counted once"),
     ("dropped", "packets that the kernel dropped, because the capture was too slow"),
+    ("ring_full", "times that the memory for captured packets was full"),
     ("dropped_before", "packets that the program that wrote the file had lost"),
     ("not_captured", "bytes by the interface's counters that were not captured"),
     ("events_lost", "events of the connection tracker that were lost"),
@@ -109,8 +110,13 @@ impl Default for Coverage {
 
 impl Coverage {
     pub fn add(&mut self, record: &Record) {
+        self.add_many(record, 1);
+    }
+
+    /// Adds a record that is the sum of this many flows.
+    pub fn add_many(&mut self, record: &Record, flows: u64) {
         let share = self.levels.entry(record.seen.level).or_default();
-        share.flows = share.flows.saturating_add(1);
+        share.flows = share.flows.saturating_add(flows);
         share.bytes = share.bytes.saturating_add(bytes_of(record));
         self.extend(record.first);
         self.extend(record.last);
@@ -209,8 +215,6 @@ pub struct Filter {
     pub programs: Vec<String>,
     /// Ports of the server or the client.
     pub ports: Vec<u16>,
-    /// Networks: an address and the length of its prefix.
-    pub nets: Vec<(IpAddr, u8)>,
     /// A part of anything that a row shows.
     pub text: String,
 }
@@ -221,7 +225,6 @@ impl Filter {
             && self.protocols.is_empty()
             && self.programs.is_empty()
             && self.ports.is_empty()
-            && self.nets.is_empty()
             && self.text.is_empty()
     }
 
@@ -240,12 +243,6 @@ impl Filter {
             && any(
                 self.ports.iter().any(|p| *p == server.port() || *p == client.port()),
                 self.ports.is_empty(),
-            )
-            && any(
-                self.nets.iter().any(|(net, length)| {
-                    within(server.ip(), *net, *length) || within(client.ip(), *net, *length)
-                }),
-                self.nets.is_empty(),
             )
             && (self.text.is_empty() || text_of(flow).contains(&self.text.to_lowercase()))
     }
@@ -267,17 +264,6 @@ fn text_of(flow: &Flow) -> String {
         text.push_str(program);
     }
     text.to_lowercase()
-}
-
-/// Whether an address is in a network.
-pub fn within(address: IpAddr, net: IpAddr, length: u8) -> bool {
-    let (a, b, bits) = match (address, net) {
-        (IpAddr::V4(a), IpAddr::V4(b)) => (u128::from(a.to_bits()), u128::from(b.to_bits()), 32),
-        (IpAddr::V6(a), IpAddr::V6(b)) => (a.to_bits(), b.to_bits(), 128),
-        _ => return false,
-    };
-    let shift = bits - u32::from(length).min(bits);
-    a.checked_shr(shift).unwrap_or(0) == b.checked_shr(shift).unwrap_or(0)
 }
 
 /// What a row stands for.
@@ -377,6 +363,11 @@ impl Rows {
     }
 
     pub fn add(&mut self, flow: &Flow) {
+        self.add_many(flow, 1);
+    }
+
+    /// Adds a flow that is the sum of this many.
+    pub fn add_many(&mut self, flow: &Flow, flows: u64) {
         let record = &flow.record;
         let client = match self.by {
             By::Service => None,
@@ -394,7 +385,7 @@ impl Rows {
             number: self.number,
         };
         if self.rows.len() >= self.most && !self.rows.contains_key(&key) {
-            self.left_out.flows = self.left_out.flows.saturating_add(1);
+            self.left_out.flows = self.left_out.flows.saturating_add(flows);
             self.left_out.bytes = self.left_out.bytes.saturating_add(bytes_of(record));
             return;
         }
@@ -413,7 +404,7 @@ impl Rows {
             reasons: Vec::new(),
             scanned: Vec::new(),
         });
-        row.flows = row.flows.saturating_add(1);
+        row.flows = row.flows.saturating_add(flows);
         for (sum, bytes) in row.bytes.iter_mut().zip(record.bytes) {
             *sum = sum.saturating_add(bytes);
         }

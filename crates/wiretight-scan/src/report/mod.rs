@@ -28,6 +28,7 @@ pub use flows::{
     row_lines, write_flows,
 };
 pub use text::{clean, size};
+pub use view::summary;
 
 use crate::Report;
 

@@ -71,7 +71,7 @@ pub(super) fn sections(report: &Report, detail: Detail) -> Vec<Section> {
 }
 
 /// One line about an endpoint.
-pub(super) fn summary(report: &Report) -> String {
+pub fn summary(report: &Report) -> String {
     match &report.reached {
         Reached::Plaintext { evidence } => return format!("not encrypted: {evidence}"),
         Reached::Unknown { evidence } => return format!("unknown protocol: {evidence}"),

@@ -22,6 +22,7 @@ mod term;
 mod token;
 mod upgrade;
 mod verify;
+mod watch;
 mod witness;
 
 use std::path::{Path, PathBuf};
@@ -51,6 +52,7 @@ Examples:
   wiretight token create --node db1 --service db     create a token for a new node to join with
   wiretight status                                   show what is encrypted, between which peers, and how
   wiretight scan example.com                         assess the TLS of a server
+  wiretight watch --interface any                    show what flows here, and what of it is encrypted
 
 Exit status: 0 success, 1 failure, 2 wrong usage or invalid configuration, 3 no node is running here."
 )]
@@ -85,6 +87,7 @@ enum Verb {
     Monitor(Box<monitor::Monitor>),
     Verify(verify::Verify),
     Scan(Box<scan::Scan>),
+    Watch(Box<watch::Watch>),
     Demo(demo::Demo),
     Completions(shell::Completions),
     Man(shell::Man),
@@ -179,6 +182,7 @@ pub fn main() -> ExitCode {
         Verb::Monitor(verb) => verb.run(),
         Verb::Verify(verb) => verb.run(),
         Verb::Scan(verb) => verb.run(),
+        Verb::Watch(verb) => verb.run(),
         Verb::Demo(verb) => verb.run(),
         Verb::Completions(verb) => verb.run(&Cli::command()),
         Verb::Man(verb) => verb.run(&Cli::command()),

@@ -17,7 +17,7 @@ use wiretight_proxy::intercept::listing::Flow;
 use wiretight_proxy::intercept::rules;
 
 use super::term;
-use super::{Output, Where, plaintext};
+use super::{Output, Where, plaintext, watch};
 use crate::admin::api::{ModeRequest, ModeStatus, Status};
 use crate::config::ModeEdit;
 use crate::intercept::{OperatorError, WouldFail};
@@ -117,6 +117,10 @@ impl Mode {
             mode != rules::Mode::Observe && f.last_seen.is_none_or(|at| term::since(at) <= last)
         };
         let failing: Vec<WouldFail> = of.strict.would_fail.iter().filter(fails).cloned().collect();
+        // What the node has seen of other traffic, if it watches ([watch]): strict mode is about plaintext with peers, and
+        // this is the way to the rest.
+        let watched = watch::node::blockers_of(&self.at.state_dir()?);
+        let (blockers, lines) = watched.unwrap_or_default();
         // Older flows are known too, but maybe not all of them.
         let known = term::since(of.counted_since).min(last);
         let answer = json!({
@@ -126,6 +130,7 @@ impl Mode {
             "counted_seconds": known,
             "would_stop": stopped,
             "would_fail": failing,
+            "not_strong": blockers,
         });
         self.out.print(&answer, |_| {
             let word = mode.word();
@@ -151,6 +156,10 @@ impl Mode {
                 out += &format!(
                     "(counting is complete only for the last {known}: check again later)\n"
                 );
+            }
+            if !lines.is_empty() {
+                out += "traffic of this machine that is not strong, as `wiretight watch` has seen it:\n";
+                lines.iter().for_each(|line| out += &format!("  {line}\n"));
             }
             term::fitted(&out)
         })?;

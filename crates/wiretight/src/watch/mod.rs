@@ -1,5 +1,8 @@
 //! What flows, and what of it is encrypted.
 //!
 //! - [`host`]: the traffic of this machine, watched by a running node
+//! - [`capture`]: packets of an interface, such as a mirror port
 
+pub mod capture;
 pub mod host;
+mod sys;

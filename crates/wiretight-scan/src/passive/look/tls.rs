@@ -4,6 +4,7 @@
 //! ChangeCipherSpec, in TLS 1.3 by the records that follow the ServerHello. The level is that of what was negotiated.
 //! A monitor cannot check whether the client trusts the certificate.
 
+mod dtls;
 mod hello;
 mod records;
 #[cfg(test)]
@@ -11,16 +12,16 @@ mod tests;
 
 use std::borrow::Cow;
 
-use self::hello::{Negotiated, Offer};
 use self::records::{Begins, Sent, begins};
 use super::sealed::seen;
 use super::{Half, Opening, Verdict};
 use crate::judge::Level;
 use crate::names;
 use crate::parse::{ContentType, Ssl2Answer, ssl2_parse_client_hello, ssl2_reply};
-use crate::passive::{Grade, Sealed, Seen, Side};
+use crate::passive::{Grade, Sealed, Side};
 
-pub(super) use self::hello::{Flavour, offered};
+pub(super) use self::dtls::look as dtls;
+pub(super) use self::hello::{Flavour, Negotiated, Offer, offered};
 
 /// What a TCP flow is that begins with TLS; `No` if it does not.
 pub(super) fn look(opening: &Opening<'_>) -> Verdict {
@@ -39,11 +40,8 @@ pub(super) fn look_within(opening: &Opening<'_>) -> Verdict {
 
 fn handshake(opening: &Opening<'_>) -> Verdict {
     use Begins::*;
+    let (forward, backward) = Pair::of(opening, Flavour::Tls);
     let (client, server) = (&opening.client, &opening.server);
-    let forward = Pair { client, server, last: opening.last, first: opening.first };
-    // The client of TLS may be the server of the flow, as in an active FTP data connection.
-    let backward =
-        Pair { client: server, server: client, first: opening.first.map(Side::other), ..forward };
     match (begins(client.bytes), begins(server.bytes)) {
         (ClientHello, _) => forward.after_hello(),
         (_, ClientHello) => backward.after_hello(),
@@ -65,6 +63,7 @@ struct Pair<'a> {
     server: &'a Half<'a>,
     first: Option<Side>,
     last: bool,
+    flavour: Flavour,
 }
 
 /// How far a handshake got.
@@ -78,6 +77,14 @@ enum Progress {
 }
 
 impl<'a> Pair<'a> {
+    /// With the client of the flow as the client of TLS, and the other way round, as in an active FTP data connection.
+    fn of(opening: &'a Opening<'a>, flavour: Flavour) -> (Self, Self) {
+        let Opening { client, server, first, last, .. } = opening;
+        let forward = Self { client, server, first: *first, last: *last, flavour };
+        let first = first.map(Side::other);
+        (forward, Self { client: server, server: client, first, ..forward })
+    }
+
     /// The client has sent a ClientHello.
     fn after_hello(self) -> Verdict {
         let client = Sent::read(self.client.bytes);
@@ -89,27 +96,7 @@ impl<'a> Pair<'a> {
             Begins::Nothing | Begins::Partial => Sent::default(),
             Begins::ServerHello | Begins::Records => Sent::read(self.server.bytes),
         };
-        let offer = Offer::last(&client);
-        let settled = self.last || self.client.ended && self.server.ended;
-        let Some(negotiated) = Negotiated::read(&server, offer.as_ref(), Flavour::Tls) else {
-            return match server.fatal_alert() {
-                Some(alert) => Verdict::Done(self.offers(
-                    &client,
-                    offer.as_ref(),
-                    Grade::Seen,
-                    format!("the server refused the handshake: alert {alert}"),
-                )),
-                None if !settled => Verdict::Maybe,
-                None => Verdict::Done(self.offers(
-                    &client,
-                    offer.as_ref(),
-                    Grade::Guessed,
-                    "a ClientHello without an answer that was captured",
-                )),
-            };
-        };
-        let progress = self.progress(&client, &server, &negotiated, settled);
-        self.decide(progress, &negotiated, settled)
+        self.judge(&client, &server)
     }
 
     /// Without the client's side, which is unreadable.
@@ -123,23 +110,37 @@ impl<'a> Pair<'a> {
         if !self.last {
             return Verdict::Maybe;
         }
-        let (client, server) = (Sent::read(self.client.bytes), Sent::read(self.server.bytes));
-        match Negotiated::read(&server, None, Flavour::Tls) {
-            Some(negotiated) => {
-                let progress = self.progress(&client, &server, &negotiated, true);
-                self.decide(progress, &negotiated, true)
+        self.judge(&Sent::read(self.client.bytes), &Sent::read(self.server.bytes))
+    }
+
+    fn settled(self) -> bool {
+        self.last || self.client.ended && self.server.ended
+    }
+
+    /// What both sides have sent, of which the first part is a hello.
+    fn judge(self, client: &Sent<'_>, server: &Sent<'_>) -> Verdict {
+        let offer = Offer::in_messages(&client.handshake, self.flavour);
+        if let Some(negotiated) = Negotiated::read(server, offer.as_ref(), self.flavour) {
+            let progress = self.progress(client, server, &negotiated);
+            return self.decide(progress, &negotiated);
+        }
+        match server.fatal_alert() {
+            Some(alert) => {
+                let evidence = format!("the server refused the handshake: alert {alert}");
+                self.offers(client, offer.as_ref(), Grade::Seen, evidence)
             }
-            None => Verdict::Done(seen(
-                "tls",
-                Level::Unknown,
-                Grade::Guessed,
-                "the start of a ServerHello",
-                None,
-            )),
+            None if !self.settled() => Verdict::Maybe,
+            None => {
+                let evidence = match server.handshake.is_empty() {
+                    true => "a ClientHello without an answer that was captured",
+                    false => "the start of a ServerHello",
+                };
+                self.offers(client, offer.as_ref(), Grade::Guessed, evidence)
+            }
         }
     }
 
-    fn decide(self, progress: Progress, negotiated: &Negotiated<'_>, settled: bool) -> Verdict {
+    fn decide(self, progress: Progress, negotiated: &Negotiated<'_>) -> Verdict {
         let mut evidence = negotiated.evidence();
         let level = match progress {
             Progress::Complete => match negotiated.problem {
@@ -150,7 +151,7 @@ impl<'a> Pair<'a> {
                     Level::Unknown
                 }
             },
-            Progress::Started if !settled => return Verdict::Maybe,
+            Progress::Started if !self.settled() => return Verdict::Maybe,
             Progress::Started => {
                 evidence.push_str("; the handshake was not seen to complete");
                 Level::Unknown
@@ -174,11 +175,11 @@ impl<'a> Pair<'a> {
         client: &Sent<'_>,
         server: &Sent<'_>,
         negotiated: &Negotiated<'_>,
-        settled: bool,
     ) -> Progress {
+        let settled = self.settled();
         for (sent, name) in [(client, "client"), (server, "server")] {
             if sent.broken {
-                let what = format!("then bytes of the {name} that are not TLS records");
+                let what = format!("then bytes of the {name} that are no records");
                 return Progress::Failed(what.into());
             }
             if let Some(alert) = sent.fatal_alert() {
@@ -230,8 +231,8 @@ impl<'a> Pair<'a> {
         let text = answer.iter().take(64).all(|b| b.is_ascii_graphic() || b.is_ascii_whitespace());
         if !text {
             let evidence = "a ClientHello, answered with something else than TLS";
-            let offer = Offer::last(client);
-            return Verdict::Done(self.offers(client, offer.as_ref(), Grade::Unknown, evidence));
+            let offer = Offer::in_messages(&client.handshake, self.flavour);
+            return self.offers(client, offer.as_ref(), Grade::Unknown, evidence);
         }
         if answer.len() < 5 && !self.last {
             return Verdict::Maybe;
@@ -253,16 +254,14 @@ impl<'a> Pair<'a> {
         offer: Option<&Offer<'_>>,
         grade: Grade,
         evidence: impl Into<Cow<'static, str>>,
-    ) -> Seen {
-        let protocol = offer.map_or("tls", |offer| hello::protocol(offer.alpn));
-        let sealed = offer.map(|offer| offered(offer, Flavour::Tls));
-        let more = match client.application > 0 && self.server.bytes.is_empty() {
-            true => " (only the client's side was captured)",
-            false => "",
+    ) -> Verdict {
+        let protocol = hello::protocol(offer, self.flavour);
+        let sealed = offer.map(|offer| offered(offer, self.flavour));
+        let evidence = match client.application > 0 && self.server.bytes.is_empty() {
+            true => format!("{} (only the client's side was captured)", evidence.into()).into(),
+            false => evidence.into(),
         };
-        let evidence = evidence.into();
-        let evidence = if more.is_empty() { evidence } else { format!("{evidence}{more}").into() };
-        seen(protocol, Level::Unknown, grade, evidence, sealed)
+        Verdict::Done(seen(protocol, Level::Unknown, grade, evidence, sealed))
     }
 
     /// The client has sent a hello in the format of SSL 2.0.
@@ -282,16 +281,15 @@ impl<'a> Pair<'a> {
             Begins::ServerHello | Begins::Records => {
                 let server = Sent::read(self.server.bytes);
                 let client = Sent::read(self.client.bytes.get(length..).unwrap_or_default());
-                let settled = self.last || self.client.ended && self.server.ended;
                 match Negotiated::read(&server, None, Flavour::Tls) {
                     Some(negotiated) => {
-                        let progress = self.progress(&client, &server, &negotiated, settled);
-                        self.decide(progress, &negotiated, settled)
+                        let progress = self.progress(&client, &server, &negotiated);
+                        self.decide(progress, &negotiated)
                     }
                     None if server.fatal_alert().is_some() => {
                         offers("the server refused an SSL 2.0 hello", Grade::Seen)
                     }
-                    None if settled => offers("an SSL 2.0 hello", Grade::Guessed),
+                    None if self.settled() => offers("an SSL 2.0 hello", Grade::Guessed),
                     None => Verdict::Maybe,
                 }
             }

@@ -5,7 +5,8 @@ use std::fmt::Write as _;
 use std::io::{self, Write};
 
 use super::{
-    FlowReport, clients, encryption, missed, percent, programs, protocol, server, time, window,
+    FlowReport, clients, count, encryption, missed, percent, programs, protocol, server, time,
+    window,
 };
 use crate::facts::Answer;
 use crate::judge::{Level, Reason};
@@ -126,14 +127,14 @@ fn blockers(blockers: &[Blocker]) -> String {
             };
             let _ = write!(
                 page,
-                "<tr><td>{mark}</td><td><b>{}</b> {} from {}{whose}<br>{}<div class=\"why\"><code>{}</code> {} in {} flows since {} UTC</div></td><td>{}</td><td class=\"dim\">{}</td></tr>",
+                "<tr><td>{mark}</td><td><b>{}</b> {} from {}{whose}<br>{}<div class=\"why\"><code>{}</code> {} in {} since {} UTC</div></td><td>{}</td><td class=\"dim\">{}</td></tr>",
                 esc(&server(row)),
                 esc(&protocol(row)),
                 esc(&clients(row)),
                 esc(&reason.what),
                 esc(&reason.rule),
                 esc(&size(row.total())),
-                row.flows,
+                count(row.flows, "flow"),
                 time(row.first),
                 esc(&reason.change),
                 esc(&reason.standard),
@@ -150,9 +151,10 @@ fn services(level: Level, rows: &[&Row]) -> String {
     let bytes: u64 = rows.iter().map(|row| row.total()).fold(0, u64::saturating_add);
     let _ = write!(
         page,
-        "<section class=\"target\" id=\"{level}\"><h2>{} <span>{} services, {flows} flows, {}</span></h2>",
+        "<section class=\"target\" id=\"{level}\"><h2>{} <span>{}, {}, {}</span></h2>",
         badge(level),
-        rows.len(),
+        count(rows.len() as u64, "service"),
+        count(flows, "flow"),
         esc(&size(bytes)),
     );
     page.push_str("<div class=\"scroll\"><table class=\"flows\"><thead><tr><th>Server</th><th>Protocol</th><th>Encryption</th><th>Clients</th><th>Programs</th><th class=\"n\">Flows</th><th class=\"n\">Bytes</th><th>First and last (UTC)</th><th>Known by</th></tr></thead><tbody>");

@@ -19,11 +19,13 @@ pub use table::{blockers as blocker_lines, coverage as coverage_lines, rows as r
 pub const FLOW_SCHEMA: &str = "urn:wiretight:watch-flow:1";
 
 /// What was seen in a window of time.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct FlowReport {
     /// Where the packets are from: `interface eth1`, `web.pcap`.
     pub source: String,
     pub coverage: Coverage,
+    /// The part of it that rows and flows are about: what passed the filter.
+    pub shown: Coverage,
     /// The filter that rows and flows passed, in words; empty if there is none.
     pub filter: String,
     /// The flows, added up. The largest rows first.
@@ -56,6 +58,7 @@ struct Document<'a> {
     #[serde(skip_serializing_if = "str::is_empty")]
     filter: &'a str,
     coverage: Counted<'a>,
+    shown: Counted<'a>,
     services: &'a [Row],
     services_left_out: Share,
     blockers: &'a [Blocker],
@@ -134,6 +137,7 @@ pub fn write_flows(
                 source: &report.source,
                 filter: &report.filter,
                 coverage: (&report.coverage).into(),
+                shown: (&report.shown).into(),
                 services: &report.rows,
                 services_left_out: report.left_out,
                 blockers: &report.blockers,
@@ -209,6 +213,11 @@ fn clients(row: &Row) -> String {
 
 fn programs(row: &Row) -> String {
     row.programs.iter().map(|name| name.as_ref()).collect::<Vec<_>>().join(", ")
+}
+
+/// `1 flow`, `2 flows`
+fn count(n: u64, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
 fn percent(part: u64, whole: u64) -> f64 {

@@ -51,7 +51,10 @@ pub fn coverage(report: &FlowReport, options: FlowOptions) -> Vec<String> {
         lines.extend(wrap(&clean(&line), width.max(20)).iter().map(|l| options.paint(DIM, l)));
     }
     if !report.filter.is_empty() {
-        lines.push(cut(&format!("Shown: {}", clean(&report.filter)), width));
+        let shown = report.shown.total();
+        let (flows, bytes) = (super::count(shown.flows, "flow"), size(shown.bytes));
+        let line = format!("shown: {}: {flows}, {bytes}", clean(&report.filter));
+        lines.push(cut(&line, width));
     }
     lines
 }
@@ -86,8 +89,8 @@ const COLUMNS: [Column; 10] = [
         least: 10,
         of: |row, _| row.key.level.to_string(),
     },
-    Column { head: "SERVER", right: false, drop: 0, least: 15, of: |row, _| server(row) },
-    Column { head: "PROTOCOL", right: false, drop: 0, least: 8, of: |row, _| protocol(row) },
+    Column { head: "SERVER", right: false, drop: 0, least: 11, of: |row, _| server(row) },
+    Column { head: "PROTOCOL", right: false, drop: 0, least: 6, of: |row, _| protocol(row) },
     Column { head: "ENCRYPTION", right: false, drop: 3, least: 14, of: |row, _| encryption(row) },
     Column { head: "PROGRAM", right: false, drop: 2, least: 8, of: |row, _| programs(row) },
     Column { head: "CLIENT", right: false, drop: 5, least: 10, of: |row, _| clients(row) },
@@ -136,8 +139,14 @@ pub fn rows(report: &FlowReport, options: FlowOptions) -> Vec<String> {
         lines.push("no flows".to_owned());
     }
     if report.left_out.flows > 0 {
-        let (flows, bytes) = (report.left_out.flows, size(report.left_out.bytes));
-        lines.push(format!("and {flows} flows ({bytes}) of more services than are kept"));
+        let (flows, bytes) =
+            (super::count(report.left_out.flows, "flow"), size(report.left_out.bytes));
+        put(
+            &mut lines,
+            options.width.unwrap_or(usize::MAX),
+            "",
+            &format!("and {flows} ({bytes}) of more services than are kept"),
+        );
     }
     lines
 }
@@ -258,7 +267,7 @@ pub fn blockers(blockers: &[Blocker], options: FlowOptions) -> Vec<String> {
         };
         let (bytes, flows) = (size(row.total()), row.flows);
         let (first, last) = (super::time(row.first), super::time(row.last));
-        let flows = if flows == 1 { "1 flow".to_owned() } else { format!("{flows} flows") };
+        let flows = super::count(flows, "flow");
         let whose = format!("{programs}; {bytes} in {flows}, {first} to {last} UTC");
         put(&mut lines, width, "    ", &whose);
         for reason in &row.reasons {

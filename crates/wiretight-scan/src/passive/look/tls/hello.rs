@@ -25,13 +25,16 @@ const OURS: [&[u8]; 2] = [b"wiretight/1", b"wiretight-control/1"];
 const INTEGRITY_ONLY: [(u16, &str); 2] =
     [(0xc0b4, "TLS_SHA256_SHA256"), (0xc0b5, "TLS_SHA384_SHA384")];
 
+/// Profiles of SRTP without encryption (RFC 5764 section 4.1.2).
+const SRTP_NULL_80: u16 = 5;
+const SRTP_NULL_32: u16 = 6;
+
 /// Where a handshake is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in super::super) enum Flavour {
     Tls,
     Dtls,
     /// With the name of the version of QUIC.
-    #[allow(dead_code, reason = "for QUIC")]
     Quic(&'static str),
 }
 
@@ -66,8 +69,6 @@ pub(in super::super) struct Offer<'a> {
     ticket: bool,
     ech: bool,
     early_data: bool,
-    /// `use_srtp` (RFC 5764).
-    pub srtp: bool,
 }
 
 impl<'a> Offer<'a> {
@@ -81,7 +82,6 @@ impl<'a> Offer<'a> {
             ticket: false,
             ech: false,
             early_data: false,
-            srtp: false,
         };
         for (kind, body) in hello.extensions.iter() {
             let mut body = Reader::new(body);
@@ -93,7 +93,6 @@ impl<'a> Offer<'a> {
                 extension::SESSION_TICKET => offer.ticket = !body.is_empty(),
                 extension::ENCRYPTED_CLIENT_HELLO => offer.ech = true,
                 extension::EARLY_DATA => offer.early_data = true,
-                extension::USE_SRTP => offer.srtp = true,
                 _ => {}
             }
         }
@@ -101,13 +100,15 @@ impl<'a> Offer<'a> {
     }
 
     /// The last ClientHello: after a HelloRetryRequest, the second.
-    pub(super) fn last(sent: &'a Sent<'_>) -> Option<Self> {
-        let (mut rest, mut last): (&[u8], _) = (&sent.handshake, None);
+    pub fn in_messages(messages: &'a [u8], flavour: Flavour) -> Option<Self> {
+        let (mut rest, mut last) = (messages, None);
         while let Some((kind, body, after)) = message(rest) {
-            if kind == HandshakeType::CLIENT_HELLO.0
-                && let Ok(hello) = ClientHelloRef::parse(body)
-            {
-                last = Some(Self::new(hello));
+            if kind == HandshakeType::CLIENT_HELLO.0 {
+                let hello = match flavour {
+                    Flavour::Dtls => ClientHelloRef::parse_dtls(body),
+                    Flavour::Tls | Flavour::Quic(_) => ClientHelloRef::parse(body),
+                };
+                last = hello.ok().map(Self::new).or(last);
             }
             rest = after;
         }
@@ -116,9 +117,9 @@ impl<'a> Offer<'a> {
 
     fn offers_version(&self, code: u16) -> bool {
         match self.versions {
-            [] => {
-                code <= self.hello.version || code & 0xff00 == 0xfe00 && code >= self.hello.version
-            }
+            // The numbers of DTLS decrease.
+            [] if code >= 0xfe00 => code >= self.hello.version,
+            [] => code <= self.hello.version,
             versions => u16s(versions).any(|version| version == code),
         }
     }
@@ -152,11 +153,17 @@ fn server_name(mut body: Reader<'_>) -> Option<&str> {
     }
 }
 
-/// The protocol of a flow with this list of ALPN protocols.
-pub(in super::super) fn protocol(alpn: &[u8]) -> &'static str {
-    match alpn.split_first() {
-        Some((len, name)) if usize::from(*len) == name.len() && OURS.contains(&name) => "wiretight",
-        _ => "tls",
+/// The protocol of a flow with this hello.
+pub(super) fn protocol(offer: Option<&Offer<'_>>, flavour: Flavour) -> &'static str {
+    match (flavour, offer.and_then(|offer| offer.alpn.split_first())) {
+        (Flavour::Quic(_), _) => "quic",
+        (Flavour::Dtls, _) => "dtls",
+        (Flavour::Tls, Some((len, name)))
+            if usize::from(*len) == name.len() && OURS.contains(&name) =>
+        {
+            "wiretight"
+        }
+        (Flavour::Tls, _) => "tls",
     }
 }
 
@@ -186,6 +193,7 @@ pub(in super::super) fn offered(offer: &Offer<'_>, flavour: Flavour) -> Sealed {
 pub(in super::super) struct Negotiated<'a> {
     hello: ServerHelloRef<'a>,
     offer: Option<&'a Offer<'a>>,
+    flavour: Flavour,
     version: Option<(Version, Cow<'static, str>)>,
     suite: Option<Suite>,
     group: Chosen,
@@ -267,6 +275,7 @@ impl<'a> Negotiated<'a> {
         let mut negotiated = Self {
             hello,
             offer,
+            flavour,
             version: flavour.version(hello.version),
             suite: Suite::from_code(hello.suite),
             group: Chosen::None,
@@ -382,8 +391,17 @@ impl<'a> Negotiated<'a> {
         (!offered).then_some("the client did not offer this group")
     }
 
+    /// The profile with which media are protected by SRTP (RFC 5764 section 4.1.2).
+    fn srtp(&self) -> Option<u16> {
+        let body = self.hello.extensions.get(extension::USE_SRTP)?;
+        Reader::new(Reader::new(body).vec16().ok()?).u16().ok()
+    }
+
     /// The level of what was negotiated.
     pub fn level(&self) -> Level {
+        if matches!(self.srtp(), Some(SRTP_NULL_80 | SRTP_NULL_32)) {
+            return Level::Plaintext;
+        }
         let integrity_only = INTEGRITY_ONLY.iter().any(|(code, _)| *code == self.hello.suite);
         if integrity_only || self.suite.is_some_and(|suite| suite.bulk() == Bulk::Null) {
             return Level::Plaintext;
@@ -462,11 +480,14 @@ impl<'a> Negotiated<'a> {
         if self.resumed == Some(true) {
             out.push_str(", resumed");
         }
+        if self.srtp().is_some() {
+            out.push_str(", keys for SRTP");
+        }
         out
     }
 
     pub fn protocol(&self) -> &'static str {
-        self.offer.map_or("tls", |offer| protocol(offer.alpn))
+        protocol(self.offer, self.flavour)
     }
 
     pub fn sealed(&self) -> Sealed {

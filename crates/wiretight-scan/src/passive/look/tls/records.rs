@@ -71,7 +71,7 @@ pub(super) struct Sent<'a> {
     pub application: usize,
     pub first_application: usize,
     /// An unencrypted alert of the level "fatal".
-    alert: Option<u8>,
+    pub alert: Option<u8>,
     /// Something else than a record follows.
     pub broken: bool,
     /// Ends within a record or a message.

@@ -8,7 +8,7 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, Server
 use super::*;
 use crate::names::{Group, Suite, Version};
 use crate::parse::{ClientHello, HandshakeType, Message, record, ssl2_client_hello};
-use crate::passive::Transport;
+use crate::passive::{Seen, Transport};
 
 /// What each side sent, in order.
 #[derive(Debug, Clone, Default)]
@@ -509,4 +509,132 @@ fn a_changed_handshake_never_gets_a_better_level() {
         }
         assert!(worse > 100, "the changes matter: {worse}");
     }
+}
+
+// ---- DTLS.
+
+/// A record of DTLS 1.2.
+fn datagram(content: ContentType, epoch: u16, fragment: &[u8]) -> Vec<u8> {
+    let mut out = vec![content.code(), 0xfe, 0xfd];
+    out.extend(epoch.to_be_bytes());
+    out.extend([0; 6]);
+    out.extend((fragment.len() as u16).to_be_bytes());
+    out.extend(fragment);
+    out
+}
+
+/// A message in pieces of this size, each in a record.
+fn pieces(message: &[u8], number: u16, size: usize) -> Vec<Vec<u8>> {
+    let mut offset = 0_u32;
+    let mut out = Vec::new();
+    for piece in message[4..].chunks(size) {
+        let mut fragment = message[..4].to_vec();
+        fragment.extend(number.to_be_bytes());
+        fragment.extend(&offset.to_be_bytes()[1..]);
+        fragment.extend(&(piece.len() as u32).to_be_bytes()[1..]);
+        fragment.extend(piece);
+        out.push(datagram(ContentType::Handshake, 0, &fragment));
+        offset += piece.len() as u32;
+    }
+    out
+}
+
+fn look_at_datagrams(flow: &Flow) -> Option<Seen> {
+    let mut sent: [(Vec<u8>, Vec<u16>); 2] = Default::default();
+    for (i, (side, bytes)) in flow.0.iter().enumerate() {
+        let (all, ends) = &mut sent[usize::from(*side == Side::Server)];
+        all.extend_from_slice(bytes);
+        ends.push(all.len() as u16);
+        let half = |bytes, ends| Half { bytes, ends, from_start: true, ended: false };
+        let opening = Opening {
+            transport: Transport::Udp,
+            ports: (40000, 4433),
+            first: flow.0.first().map(|(side, _)| *side),
+            client: half(&sent[0].0, &sent[0].1),
+            server: half(&sent[1].0, &sent[1].1),
+            last: i + 1 == flow.0.len(),
+        };
+        match super::dtls(&opening) {
+            Verdict::Maybe => {}
+            Verdict::Done(seen) => return Some(seen),
+            Verdict::No => return None,
+        }
+    }
+    None
+}
+
+/// A handshake of DTLS 1.2, whose messages are cut into pieces; `reversed` sends the pieces in the wrong order.
+fn dtls_flow(suite: &str, srtp: &[u8], reversed: bool) -> Flow {
+    let mut hello = hello(Version::Tls1_2, &[suite]).message();
+    // The version of DTLS, and an empty cookie after the empty session ID.
+    hello[4..6].copy_from_slice(&[0xfe, 0xfd]);
+    hello.insert(39, 0);
+    hello[3] += 1;
+    let mut flow = Flow::default();
+    for piece in pieces(&hello, 0, 500) {
+        flow = flow.sends(Side::Client, piece);
+    }
+    let done = Message::new(HandshakeType::SERVER_HELLO_DONE, &[]).bytes;
+    let messages = [answer(0xfefd, suite, srtp), certificate(), exchange("x25519", 0x0403)];
+    let numbered = messages.iter().zip(0..);
+    let mut records: Vec<_> = numbered.flat_map(|(m, n)| pieces(m, n, 100)).collect();
+    let mut last = done[..4].to_vec();
+    last.extend([0, 3, 0, 0, 0, 0, 0, 0]);
+    records.push(datagram(ContentType::Handshake, 0, &last));
+    if reversed {
+        records.reverse();
+    }
+    for record in records {
+        flow = flow.sends(Side::Server, record);
+    }
+    let finished = datagram(ContentType::Handshake, 1, &[0xa5; 48]);
+    let changed = [datagram(ContentType::ChangeCipherSpec, 0, &[1]), finished].concat();
+    flow.sends(Side::Client, changed.clone()).sends(Side::Server, changed)
+}
+
+#[test]
+fn dtls_is_assembled_from_fragments_after_stun() {
+    let suite = "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256";
+    let srtp = [0, 14, 0, 5, 0, 2, 0, 1, 0];
+    for reversed in [false, true] {
+        let mut flow = dtls_flow(suite, &srtp, reversed);
+        let mut stun = vec![0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42];
+        stun.extend([7; 12]);
+        flow.0.insert(0, (Side::Client, stun.clone()));
+        flow.0.insert(1, (Side::Server, stun.clone()));
+        let seen = look_at_datagrams(&flow).unwrap();
+        assert_eq!((&*seen.protocol, seen.level), ("dtls", Level::Acceptable), "{}", seen.evidence);
+        assert!(seen.evidence.ends_with("x25519, keys for SRTP"), "{}", seen.evidence);
+        let sealed = seen.sealed.unwrap();
+        assert_eq!(
+            (&*sealed.version, &*sealed.certificate.unwrap().key),
+            ("DTLS 1.2", "ecdsa-p256")
+        );
+        assert_eq!(look_at_datagrams(&Flow::default().sends(Side::Client, stun)), None);
+    }
+    let turned = dtls_flow(suite, &[], false);
+    let turned = Flow(turned.0.into_iter().map(|(side, bytes)| (side.other(), bytes)).collect());
+    assert_eq!(look_at_datagrams(&turned).unwrap().level, Level::Acceptable);
+}
+
+#[test]
+fn dtls_without_encryption_or_without_an_end_is_not_encrypted() {
+    let null = dtls_flow("TLS_ECDHE_ECDSA_WITH_NULL_SHA", &[], false);
+    assert_eq!(look_at_datagrams(&null).unwrap().level, Level::Plaintext);
+    let suite = "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256";
+    let null = dtls_flow(suite, &[0, 14, 0, 5, 0, 2, 0, 5, 0], false);
+    assert_eq!(
+        look_at_datagrams(&null).unwrap().level,
+        Level::Plaintext,
+        "SRTP without encryption"
+    );
+    let flow = dtls_flow(suite, &[], false);
+    for n in 1..flow.0.len() {
+        let level = look_at_datagrams(&Flow(flow.0[..n].to_vec())).map(|seen| seen.level);
+        assert_eq!(level, Some(Level::Unknown), "{n} of {}", flow.0.len());
+    }
+    let mut refused = flow;
+    let last = refused.0.len() - 1;
+    refused.0[last].1 = datagram(ContentType::Alert, 0, &[2, 40]);
+    assert_eq!(look_at_datagrams(&refused).unwrap().level, Level::Unknown);
 }
