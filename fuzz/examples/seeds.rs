@@ -41,6 +41,7 @@ fn main() -> Result {
     scan()?;
     quic()?;
     watch()?;
+    look()?;
     certificate()
 }
 
@@ -582,4 +583,141 @@ fn watch() -> Result {
     write("capture", "pcap", &pcap)?;
     write("capture", "nanoseconds", &nanoseconds)?;
     write("capture", "pcapng", &pcapng)
+}
+
+/// Beginnings of flows: who sends what, after the transport and the port.
+fn look() -> Result {
+    const TCP: u8 = 0;
+    const UDP: u8 = 3;
+    let flow = |name: &str, transport: u8, port: u16, sent: &[(bool, &[u8])]| {
+        let mut script = vec![transport];
+        script.extend(port.to_be_bytes());
+        for (server, bytes) in sent {
+            // A piece has 8 n + 1 bytes.
+            for piece in bytes.chunks(1 + 8 * 0x7f) {
+                let (whole, rest) = piece.split_at((piece.len() - 1) / 8 * 8 + 1);
+                let sender = u8::from(*server) << 7;
+                script.push(sender | (whole.len() / 8) as u8);
+                script.extend(whole);
+                for byte in rest {
+                    script.extend([sender, *byte]);
+                }
+            }
+        }
+        write("look", name, &script)
+    };
+    flow(
+        "http",
+        TCP,
+        80,
+        &[(false, b"GET /a?b HTTP/1.1\r\nHost: a\r\n\r\n"), (true, b"HTTP/1.1 200 OK\r\n\r\n")],
+    )?;
+    flow(
+        "smtp",
+        TCP,
+        25,
+        &[
+            (true, b"220 a ESMTP\r\n"),
+            (false, b"EHLO b\r\n"),
+            (true, b"250-a\r\n250 STARTTLS\r\n"),
+            (false, b"STARTTLS\r\n"),
+            (true, b"220 go\r\n"),
+            (false, b"\x16\x03\x01\0\x05\x01\0\0\x01\x03"),
+        ],
+    )?;
+    flow(
+        "imap",
+        TCP,
+        143,
+        &[(true, b"* OK [CAPABILITY STARTTLS] hi\r\n"), (false, b"a LOGIN b c\r\n")],
+    )?;
+    flow(
+        "pop3",
+        TCP,
+        110,
+        &[
+            (true, b"+OK POP3\r\n"),
+            (false, b"CAPA\r\n"),
+            (true, b"+OK\r\nSTLS\r\n.\r\n"),
+            (false, b"STLS\r\n"),
+            (true, b"+OK\r\n"),
+        ],
+    )?;
+    flow("irc", TCP, 6667, &[(false, b"CAP LS\r\nNICK a\r\n"), (true, b":a CAP * LS :tls\r\n")])?;
+    flow(
+        "ldap",
+        TCP,
+        389,
+        &[
+            (false, b"\x30\x1d\x02\x01\x01\x77\x18\x80\x161.3.6.1.4.1.1466.20037"),
+            (true, b"\x30\x0c\x02\x01\x01\x78\x07\x0a\x01\x00\x04\x00\x04\x00"),
+        ],
+    )?;
+    flow(
+        "postgres",
+        TCP,
+        5432,
+        &[
+            (false, b"\0\0\0\x08\x04\xd2\x16\x2f"),
+            (true, b"N"),
+            (false, b"\0\0\0\x13\0\x03\0\0user\0root\0\0"),
+            (true, b"R\0\0\0\x08\0\0\0\0"),
+        ],
+    )?;
+    flow(
+        "tds",
+        TCP,
+        1433,
+        &[
+            (
+                false,
+                b"\x12\x01\0\x1a\0\0\x01\0\0\0\x0b\0\x06\x01\0\x11\0\x01\xff\x10\0\x10\0\0\0\x01",
+            ),
+            (
+                true,
+                b"\x04\x01\0\x1a\0\0\x01\0\0\0\x0b\0\x06\x01\0\x11\0\x01\xff\x10\0\x10\0\0\0\x01",
+            ),
+            (false, b"\x12\x01\0\x0d\0\0\0\0\x16\x03\x01\0\x01"),
+        ],
+    )?;
+    flow(
+        "vnc",
+        TCP,
+        5900,
+        &[
+            (true, b"RFB 003.008\n"),
+            (false, b"RFB 003.008\n"),
+            (true, b"\x02\x01\x13"),
+            (false, b"\x13"),
+            (true, b"\0\x02"),
+        ],
+    )?;
+    flow("rpc", TCP, 2049, &[(false, b"\x80\0\0\x28\0\0\0\x01\0\0\0\0\0\0\0\x02\0\x01\x86\xa3\0\0\0\x04\0\0\0\0\0\0\0\x07\0\0\0\0\0\0\0\0\0\0\0\0")])?;
+    flow(
+        "socks",
+        TCP,
+        1080,
+        &[
+            (false, b"\x05\x01\x02"),
+            (true, b"\x05\x02"),
+            (false, b"\x01\x01a\x01b"),
+            (true, b"\x01\0"),
+            (false, b"\x05\x01\0\x03\x01a\0\x50"),
+            (true, b"\x05\0\0\x01\0\0\0\0\0\0"),
+            (false, b"GET / HTTP/1.1\r\n\r\n"),
+        ],
+    )?;
+    flow("proxy", TCP, 80, &[(false, b"PROXY TCP4 1.2.3.4 5.6.7.8 9 10\r\n\r\n\r\n\0\r\nQUIT\n\x21\x11\0\0*1\r\n$4\r\nPING\r\n"), (true, b"+PONG\r\n")])?;
+    flow("dns", UDP, 53, &[(false, b"\xab\xcd\x01\0\0\x01\0\0\0\0\0\0\x01a\0\0\x01\0\x01"), (true, b"\xab\xcd\x81\x80\0\x01\0\x01\0\0\0\0\x01a\0\0\x01\0\x01\xc0\x0c\0\x01\0\x01\0\0\0\x3c\0\x04\x01\x02\x03\x04")])?;
+    flow("snmp", UDP, 161, &[(false, b"\x30\x1e\x02\x01\x03\x30\x0e\x02\x01\x05\x02\x02\x05\xdc\x04\x01\x07\x02\x01\x03\x04\x05\x30\x03\x04\x01\x00\x04\x02\xaa\xbb")])?;
+    flow(
+        "stun",
+        UDP,
+        3478,
+        &[
+            (false, b"\0\x01\0\0\x21\x12\xa4\x42abcdefghijkl"),
+            (true, b"\x80\0\0\x01\0\0\0\x01\0\0\0\x01x"),
+        ],
+    )?;
+    flow("syslog", UDP, 514, &[(false, b"<34>1 2003-10-11T22:14:15.003Z a su - ID47 - failed")])
 }

@@ -1,10 +1,12 @@
-//! Captured traffic: files, and frames.
+//! Captured traffic: files, frames, and the beginnings of flows.
 
 use std::io::{self, Read};
 
+use wiretight_scan::judge::Level;
 use wiretight_scan::passive::file::Capture;
 use wiretight_scan::passive::flow::{Limits, Missed, Record, Table};
 use wiretight_scan::passive::packets::LinkType;
+use wiretight_scan::passive::{self, Half, Look, Opening, Side, Transport};
 
 /// Link types of frames in the input of [`flows`], by number.
 const LINKS: [LinkType; 13] = [
@@ -60,6 +62,63 @@ fn run(limits: Limits, mut script: &[u8]) -> (Vec<Record>, Missed, u64) {
     records.extend(table.finish());
     assert!(table.is_empty());
     (records, table.missed(), frames)
+}
+
+/// The beginning of a flow. The first byte is its transport, and whether its start was captured; then the server's port,
+/// and pieces: a byte with the sender (the highest bit) and the length, in 8 bytes, and the bytes.
+///
+/// Properties checked: the last look decides; the same opening has the same result; nothing is called encrypted without
+/// what its handshake negotiated; the evidence is short, printable ASCII.
+pub fn look(data: &[u8]) {
+    let Some((&[how, high, low], mut script)) = data.split_first_chunk() else { return };
+    let transport = match how & 7 {
+        0..=2 => Transport::Tcp,
+        3 | 4 => Transport::Udp,
+        5 => Transport::Sctp,
+        6 => Transport::Icmp,
+        _ => Transport::Ip(low),
+    };
+    let mut sent: [(Vec<u8>, Vec<u16>); 2] = Default::default();
+    let mut first = None;
+    while let Some((&head, rest)) = script.split_first() {
+        let (piece, rest) = rest.split_at((8 * usize::from(head & 0x7f) + 1).min(rest.len()));
+        script = rest;
+        let side = if head & 0x80 == 0 { Side::Client } else { Side::Server };
+        let (bytes, ends) = &mut sent[usize::from(head >> 7)];
+        if bytes.len() + piece.len() > 8 << 10 || ends.len() == 12 {
+            break;
+        }
+        bytes.extend_from_slice(piece);
+        ends.push(bytes.len() as u16);
+        first = first.or(Some(side));
+        for last in [false, true] {
+            let (from_start, ended) = (how & 8 == 0, last || how & 16 != 0);
+            let [client, server] = &sent;
+            let opening = Opening {
+                transport,
+                ports: (40_000, u16::from_be_bytes([high, low])),
+                first,
+                client: Half { bytes: &client.0, ends: &client.1, from_start, ended },
+                server: Half { bytes: &server.0, ends: &server.1, from_start, ended },
+                last,
+            };
+            judged(&opening);
+        }
+    }
+}
+
+fn judged(opening: &Opening<'_>) {
+    let found = passive::look(opening);
+    assert_eq!(passive::look(opening), found);
+    let seen = match found {
+        Look::More => return assert!(!opening.last),
+        Look::Done(seen) => seen,
+    };
+    if matches!(seen.level, Level::Weak | Level::Acceptable | Level::Strong) {
+        assert!(seen.sealed.is_some(), "{seen:?}");
+    }
+    assert!(seen.evidence.len() <= 1000, "{seen:?}");
+    assert!(seen.evidence.bytes().all(|b| (b' '..=b'~').contains(&b)), "{seen:?}");
 }
 
 /// A capture file.

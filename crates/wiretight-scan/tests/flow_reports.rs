@@ -12,9 +12,9 @@ use serde_json::Value;
 use validate::{errors, file, validate};
 use wiretight_scan::Start;
 use wiretight_scan::judge::Level;
-use wiretight_scan::passive::blockers::{blockers, rules};
+use wiretight_scan::passive::blockers::{MORE_RULES, blockers, rules};
 use wiretight_scan::passive::flow::Record;
-use wiretight_scan::passive::summary::{By, Coverage, Flow, Programs, Rows, Scanned, Share};
+use wiretight_scan::passive::summary::{By, Coverage, Flow, GAPS, Programs, Rows, Scanned, Share};
 use wiretight_scan::passive::{CertificateSeen, Grade, Sealed, Seen, StartTls, Transport};
 use wiretight_scan::report::{
     FLOW_SCHEMA, FlowOptions, FlowReport, Format, blocker_lines, coverage_lines, row_lines,
@@ -170,21 +170,21 @@ fn schema() -> String {
 #[test]
 fn json_matches_its_schema_and_its_flows_can_be_read_back() {
     let schema = schema();
+    let mut documents = String::new();
     for by in [By::Service, By::Pair, By::Flow] {
         let report = report(flows(), by);
         let text = written(Format::Json, &report);
-        validate(&["json", &schema], &file("flows.json", &text));
         let json: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(json["schema"], FLOW_SCHEMA);
         let back: Vec<Flow> = serde_json::from_value(json["flows"].clone()).unwrap();
         assert_eq!(back, report.flows);
+        documents.push_str(&text);
     }
-    let whole = report(flows(), By::Service);
-    let lines = written(Format::Jsonl, &whole);
-    validate(&["json", &schema], &file("flows.jsonl", &lines));
+    let lines = written(Format::Jsonl, &report(flows(), By::Service));
     assert_eq!(lines.lines().count(), flows().len() + 1);
-    let empty = FlowReport::default();
-    validate(&["json", &schema], &file("no-flows.json", &written(Format::Json, &empty)));
+    documents.push_str(&lines);
+    documents.push_str(&written(Format::Json, &FlowReport::default()));
+    validate(&["json", &schema], &file("flows.jsonl", &documents));
     // The control: the validator finds errors.
     let wrong = lines.replace(r#""level":"weak""#, r#""level":"bad""#);
     assert_ne!(wrong, lines);
@@ -321,4 +321,17 @@ fn a_page_is_self_contained_and_its_text_is_escaped() {
         );
     }
     assert!(written(Format::Html, &FlowReport::default()).ends_with("</html>\n"));
+}
+
+#[test]
+fn the_guide_names_every_gap_and_every_rule_of_its_own() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/watch.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let gaps = GAPS.iter().map(|(id, _)| *id);
+    for id in gaps.chain(MORE_RULES.iter().map(|rule| rule.id)) {
+        assert!(page.contains(&format!("`{id}`")), "docs/watch.md does not explain {id}");
+    }
+    for level in Level::ALL {
+        assert!(page.contains(&format!("| `{level}` |")), "{level}");
+    }
 }

@@ -118,6 +118,11 @@ fn flows() {
 }
 
 #[test]
+fn look() {
+    replay("look", targets::look);
+}
+
+#[test]
 fn capture() {
     replay("capture", targets::capture);
 }

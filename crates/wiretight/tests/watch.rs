@@ -714,3 +714,45 @@ socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', 9999
     assert!(at("\u{1b}[?1049h") < at("127.0.0.1:9999") && at("127.0.0.1:9999") < at("/zzz"));
     assert!(at("/zzz") < at("\u{1b}[?1049l"), "the screen is restored");
 }
+
+#[test]
+fn a_scan_fills_in_the_certificate_that_tls_1_3_hides() {
+    let Some(net) = Net::new() else { return };
+    net.certificate();
+    let args =
+        ["s_server", "-accept", "443", "-key", "key.pem", "-cert", "cert.pem", "-www", "-quiet"];
+    let server = net.start("openssl", &args, true);
+    net.wait(&[443]);
+    let file = {
+        let dump = Dump::start(&net);
+        let url = format!("https://{SERVER}/");
+        good(net.at("c", "curl").args(["-sk", "-o", "/dev/null", &url]));
+        thread::sleep(Duration::from_millis(300));
+        dump.end()
+    };
+    let watch = |end: &str, args: &[&str]| {
+        let mut command = net.at(end, env!("CARGO_BIN_EXE_wiretight"));
+        command.arg("watch").args(args).arg(&file);
+        command
+    };
+    let report = json(&run(&mut watch("c", &["--scan", "--json"]), 0));
+    let row = &report["services"][0];
+    assert_eq!(row["seen"][0]["sealed"].get("certificate"), None, "{row:#}");
+    let scanned = &row["scanned"][0];
+    let rules = scanned["reasons"].as_array().unwrap();
+    assert!(
+        rules.iter().any(|r| r["rule"] == "certificate-untrusted" && r["answer"] == "yes"),
+        "{row:#}"
+    );
+    // The level of the flow is what was negotiated; that of the scan stands beside it.
+    assert_eq!((&row["level"], &scanned["level"]), (&"acceptable".into(), &"weak".into()));
+    let schema = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/watch-flow.schema.json");
+    let schema: Value = serde_json::from_str(&fs::read_to_string(schema).unwrap()).unwrap();
+    assert_eq!(report["schema"], schema["$id"]);
+    // The control: without --scan nothing is asked, and the server is gone for another scan.
+    drop(server);
+    let report = json(&run(&mut watch("c", &["--json"]), 0));
+    assert_eq!(report["services"][0].get("scanned"), None);
+    let report = json(&run(&mut watch("c", &["--scan", "--json"]), 0));
+    assert_eq!(report["services"][0].get("scanned"), None);
+}

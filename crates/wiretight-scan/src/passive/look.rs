@@ -368,3 +368,6 @@ fn quoted(bytes: &[u8]) -> String {
     text.truncate(MAX);
     text
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,8 +4,6 @@
 //! that is 0, or missing as in IPv6, a packet with payload of TCP is a copy; other packets only if the capture has many
 //! certain copies, for some programs send equal datagrams.
 
-use std::hash::{BuildHasher, RandomState};
-
 use super::SECOND;
 use crate::passive::packets::Packet;
 
@@ -22,8 +20,6 @@ const MIRRORED: u32 = 16;
 pub struct Copies {
     /// Hashes of packets, and their times.
     recent: Box<[(u64, i64)]>,
-    /// Secret, so that nobody can make packets that only look like copies, and are not counted.
-    seed: u64,
     packets: u32,
     copies: u32,
     mirrored: bool,
@@ -32,18 +28,19 @@ pub struct Copies {
 impl Default for Copies {
     fn default() -> Self {
         let recent = vec![(0, i64::MIN); REMEMBERED].into();
-        let seed = RandomState::new().hash_one(0);
-        Self { recent, seed, packets: 0, copies: 0, mirrored: false }
+        Self { recent, packets: 0, copies: 0, mirrored: false }
     }
 }
 
 impl Copies {
-    pub fn is_copy(&mut self, packet: &Packet<'_>, now: i64) -> bool {
-        let hash = hash(packet, self.seed);
+    /// `flow` is the hash of the packet's flow, which is secret: nobody can make packets that only look like copies, and
+    /// are not counted.
+    pub fn is_copy(&mut self, packet: &Packet<'_>, flow: u64, now: i64) -> bool {
+        let certain = packet.id != 0 || packet.segment.tcp.is_some() && packet.segment.length > 0;
+        let hash = hash(packet, flow, certain);
         let Some(place) = self.recent.get_mut(hash as usize % REMEMBERED) else { return false };
         let (before, at) = std::mem::replace(place, (hash, now));
         let equal = before == hash && at.abs_diff(now) <= WINDOW;
-        let certain = packet.id != 0 || packet.segment.tcp.is_some() && packet.segment.length > 0;
         if !certain {
             return equal && self.mirrored;
         }
@@ -57,20 +54,21 @@ impl Copies {
     }
 }
 
-/// A hash of all that differs between packets, of the first and the last bytes of the payload.
-fn hash(packet: &Packet<'_>, seed: u64) -> u64 {
+/// A hash of what differs between packets: of headers, and the beginning of the payload; without an identification, also
+/// of its end.
+fn hash(packet: &Packet<'_>, flow: u64, certain: bool) -> u64 {
     let body = packet.transport;
-    let mut hash = seed ^ (u64::from(packet.id) << 32 | u64::from(packet.bytes));
-    for word in packet.key.words() {
-        hash = fold(hash ^ word);
-    }
+    let mut hash = fold(flow ^ (u64::from(packet.id) << 32 | u64::from(packet.bytes)));
     if let Some(fragment) = packet.fragment {
         hash = fold(hash ^ u64::from(fragment.offset) << 32 ^ u64::from(fragment.id));
     }
     hash ^= packet.sender as u64;
-    let (start, end) = match body.len() {
-        0..=96 => (body, &[][..]),
-        len => (body.get(..64).unwrap_or_default(), body.get(len - 32..).unwrap_or_default()),
+    let (start, end) = match (certain, body.len()) {
+        (true, _) => (body.get(..32).unwrap_or(body), &[][..]),
+        (false, 0..=96) => (body, &[][..]),
+        (false, len) => {
+            (body.get(..64).unwrap_or_default(), body.get(len - 32..).unwrap_or_default())
+        }
     };
     for part in [start, end] {
         let (words, rest) = part.as_chunks::<8>();
@@ -90,7 +88,7 @@ fn fold(word: u64) -> u64 {
 }
 
 /// A hash of a few bytes.
-pub fn mix(bytes: &[u8; 16]) -> u64 {
+pub fn mix(bytes: &[u8; 16], secret: u64) -> u64 {
     let (words, _) = bytes.as_chunks::<8>();
-    words.iter().fold(0, |hash, word| fold(hash ^ u64::from_le_bytes(*word)))
+    words.iter().fold(secret, |hash, word| fold(hash ^ u64::from_le_bytes(*word)))
 }

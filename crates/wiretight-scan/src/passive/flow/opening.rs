@@ -1,7 +1,7 @@
 //! The first bytes of flows that are not decided: in order, each byte once, up to a limit.
 
 use super::store::{Flow, NONE, start_of};
-use crate::passive::packets::{Segment, Sender};
+use crate::passive::packets::{Segment, Sender, TCP};
 use crate::passive::{self, Opening as Shown, Side};
 
 /// Bytes of a direction that are kept.
@@ -114,12 +114,12 @@ impl Opening {
             Some(tcp) => {
                 let syn = tcp.has(super::Tcp::SYN).into();
                 let sequence = tcp.sequence.wrapping_add(syn);
-                let base = &mut flow.base[sender as usize];
-                if !flow.syn[sender as usize] && !half.started {
-                    *base = sequence;
+                if !half.started && !flow.has_syn(sender) {
+                    flow.base[sender as usize] = sequence;
                 }
                 half.started = true;
-                let offset = i64::from(sequence.wrapping_sub(*base).cast_signed());
+                let offset =
+                    i64::from(sequence.wrapping_sub(flow.base[sender as usize]).cast_signed());
                 half.segment(offset, segment.payload, segment.length as usize);
                 if tcp.has(super::Tcp::FIN) {
                     half.fin = Some(offset + i64::from(segment.length));
@@ -143,13 +143,12 @@ impl Opening {
         self.halves.iter().any(|half| half.altered)
     }
 
-    /// Notes the beginning of each direction in the flow, to compare it with what is sent again.
-    pub fn remember(&self, flow: &mut Flow) {
-        if flow.key.protocol == crate::passive::packets::TCP {
-            for (start, half) in flow.start.iter_mut().zip(&self.halves) {
-                *start = start_of(half.shown()).unwrap_or(0);
-            }
+    /// Hashes of the beginning of each direction of TCP, to compare it with what is sent again.
+    pub fn starts(&self, flow: &Flow, secret: u64) -> [u16; 2] {
+        if flow.key.protocol != TCP {
+            return [0; 2];
         }
+        [0, 1].map(|half| start_of(self.halves[half].shown(), secret).unwrap_or(0))
     }
 
     pub fn as_seen_from(&self, flow: &Flow, last: bool) -> Shown<'_> {
@@ -157,7 +156,7 @@ impl Opening {
         let transport = flow.key.transport();
         let half = |end: Sender| {
             let half = &self.halves[end as usize];
-            let no_start = transport == passive::Transport::Tcp && !flow.syn[end as usize];
+            let no_start = transport == passive::Transport::Tcp && !flow.has_syn(end);
             passive::Half {
                 bytes: half.shown(),
                 ends: half.shown_ends(),

@@ -1,49 +1,54 @@
 //! The flows themselves: an index by addresses and ports, and queues by age.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::mem::size_of;
 use std::sync::Arc;
 
 use hashbrown::HashTable;
 
-use super::{SECOND, TICK};
+use super::SECOND;
 use crate::passive::Seen;
 use crate::passive::packets::{self, Key, Sender, Tcp};
 
 /// No flow; no opening.
 pub const NONE: u32 = u32::MAX;
 
-/// A flow. Its size is what an established flow costs, with about 20 bytes in the index.
+/// A flow. An established one costs this and about 20 bytes in the index. Two lines of the cache, which are loaded
+/// together.
 #[derive(Debug)]
+#[repr(align(128))]
 pub struct Flow {
     pub key: Key,
-    /// For the index.
-    hash: u32,
     pub packets: [u64; 2],
     pub bytes: [u64; 2],
-    pub last: i64,
-    /// `last` when the flow was put at the end of its queue.
-    pub touched: i64,
     pub first: i64,
+    pub last: i64,
     /// What it is, once that is decided.
-    pub seen: Option<Arc<Seen>>,
-    /// Its first bytes, while it is not decided.
-    pub opening: u32,
+    seen: Option<Arc<Seen>>,
+    /// Its [opening](super::opening) while it is not decided. Afterwards, for TCP, hashes of the first bytes of each
+    /// direction; 0 is none.
+    opening_or_starts: u32,
     previous: u32,
     next: u32,
     /// TCP: the sequence number of the first byte of each direction, once it is known.
     pub base: [u32; 2],
-    /// TCP: a hash of the first bytes of each direction, once it is decided; 0 if there is none.
-    pub start: [u32; 2],
-    /// TCP: whether `base` is from a SYN.
-    pub syn: [bool; 2],
-    pub fin: [bool; 2],
-    pub reset: bool,
-    /// Whether both ends have sent more than a SYN.
-    established: bool,
+    /// When the flow was put at the end of its queue, in seconds, modulo their number.
+    touched: u32,
+    flags: u8,
     pub client: Sender,
-    pub whole: bool,
     queue: Queue,
 }
+
+const _: () = assert!(size_of::<Flow>() == 128);
+
+/// Flags of a flow. Those of the second end are one to the left.
+const SYN: u8 = 1;
+const FIN: u8 = 4;
+const BOTH_FIN: u8 = 3 * FIN;
+const RESET: u8 = 16;
+/// Both ends have sent more than a SYN.
+const ESTABLISHED: u8 = 32;
+const WHOLE: u8 = 64;
 
 /// Flows that end after the same time, the one that was idle longest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,15 +65,16 @@ pub enum Queue {
 impl Queue {
     pub const ALL: [Self; 4] = [Self::OneWay, Self::Tcp, Self::Datagrams, Self::Closed];
 
-    pub fn timeout(self) -> i64 {
+    /// In seconds.
+    pub fn timeout(self) -> u32 {
         match self {
-            Self::OneWay => 60 * SECOND,
+            Self::OneWay => 60,
             // RFC 5382, REQ-5: longer than the interval of keep-alives
-            Self::Tcp => (2 * 60 + 4) * 60 * SECOND,
+            Self::Tcp => (2 * 60 + 4) * 60,
             // RFC 4787, REQ-5
-            Self::Datagrams => 5 * 60 * SECOND,
+            Self::Datagrams => 5 * 60,
             // Retransmissions, and what was on the way
-            Self::Closed => 10 * SECOND,
+            Self::Closed => 10,
         }
     }
 }
@@ -80,73 +86,122 @@ impl Flow {
     pub fn new(key: Key, client: Sender, whole: bool, seen: Option<Arc<Seen>>, now: i64) -> Self {
         Self {
             key,
-            hash: 0,
             packets: [0; 2],
             bytes: [0; 2],
-            last: now,
-            touched: now,
             first: now,
+            last: now,
+            opening_or_starts: if seen.is_some() { 0 } else { NONE },
             seen,
-            opening: NONE,
             previous: NONE,
             next: NONE,
             base: [0; 2],
-            start: [0; 2],
-            syn: [false; 2],
-            fin: [false; 2],
-            reset: false,
-            established: false,
+            touched: seconds(now),
+            flags: if whole { WHOLE } else { 0 },
             client,
-            whole,
             queue: Queue::OneWay,
         }
+    }
+
+    pub fn seen(&self) -> Option<&Arc<Seen>> {
+        self.seen.as_ref()
+    }
+
+    /// Its opening, if it is not decided and has one.
+    pub fn opening(&self) -> Option<u32> {
+        (self.seen.is_none() && self.opening_or_starts != NONE).then_some(self.opening_or_starts)
+    }
+
+    pub fn set_opening(&mut self, opening: u32) {
+        self.opening_or_starts = opening;
+    }
+
+    /// Decides it. `starts` are [hashes of the first bytes](Self::is_altered) of each direction.
+    pub fn decide(&mut self, seen: Arc<Seen>, starts: [u16; 2]) {
+        let [a, b] = starts.map(u32::from);
+        (self.seen, self.opening_or_starts) = (Some(seen), a << 16 | b);
+    }
+
+    /// Replaces what was decided.
+    pub fn change(&mut self, seen: Arc<Seen>) {
+        self.seen = Some(seen);
+    }
+
+    pub fn is_whole(&self) -> bool {
+        self.flags & WHOLE != 0
+    }
+
+    /// TCP: whether the base of a direction is from its SYN.
+    pub fn has_syn(&self, sender: Sender) -> bool {
+        self.flags & SYN << sender as u8 != 0
     }
 
     /// SYN, FIN and RST.
     pub fn open_or_close(&mut self, sender: Sender, tcp: Tcp) {
         let (own, other) = (sender as usize, sender.other() as usize);
         if tcp.has(Tcp::SYN) && self.packets[own] == 1 {
-            (self.base[own], self.syn[own]) = (tcp.sequence.wrapping_add(1), true);
-            if tcp.has(Tcp::ACK) && !self.syn[other] && self.packets[other] == 0 {
+            self.base[own] = tcp.sequence.wrapping_add(1);
+            self.flags |= SYN << own;
+            if tcp.has(Tcp::ACK) && !self.has_syn(sender.other()) && self.packets[other] == 0 {
                 // The other SYN was not captured, but this acknowledges it.
-                (self.base[other], self.syn[other]) = (tcp.acknowledged, true);
+                self.base[other] = tcp.acknowledged;
+                self.flags |= SYN << other;
             }
         }
-        self.fin[own] |= tcp.has(Tcp::FIN);
-        self.reset |= tcp.has(Tcp::RST);
+        if tcp.has(Tcp::FIN) {
+            self.flags |= FIN << own;
+        }
+        if tcp.has(Tcp::RST) {
+            self.flags |= RESET;
+        }
     }
 
     /// Both ends have sent, and the handshake of TCP is over. Returns whether that is new.
     pub fn establish(&mut self) -> bool {
         let [a, b] = self.packets;
-        let new = !self.established && a > 0 && b > 0;
-        self.established |= new;
+        let new = self.flags & ESTABLISHED == 0 && a > 0 && b > 0;
+        if new {
+            self.flags |= ESTABLISHED;
+        }
         new
     }
 
     fn right_queue(&self) -> Queue {
         let [a, b] = self.packets;
+        let closed = self.flags & RESET != 0 || self.flags & BOTH_FIN == BOTH_FIN;
         match self.key.protocol {
-            packets::TCP if self.reset || self.fin == [true; 2] => Queue::Closed,
-            _ if !self.established && a + b < Self::ATTEMPTS => Queue::OneWay,
+            packets::TCP if closed => Queue::Closed,
+            _ if self.flags & ESTABLISHED == 0 && a + b < Self::ATTEMPTS => Queue::OneWay,
             packets::TCP => Queue::Tcp,
             _ => Queue::Datagrams,
         }
     }
 
     /// Whether this sends the first bytes of a decided direction once more, but others.
-    pub fn is_altered(&self, sender: Sender, tcp: Tcp, payload: &[u8]) -> bool {
-        let start = self.start[sender as usize];
-        start != 0
-            && tcp.sequence == self.base[sender as usize]
-            && start_of(payload).is_some_and(|own| own != start)
+    pub fn is_altered(&self, sender: Sender, tcp: Tcp, payload: &[u8], secret: u64) -> bool {
+        if tcp.sequence != self.base[sender as usize] || self.seen.is_none() {
+            return false;
+        }
+        let start = match sender {
+            Sender::First => (self.opening_or_starts >> 16) as u16,
+            Sender::Second => self.opening_or_starts as u16,
+        };
+        start != 0 && start_of(payload, secret).is_some_and(|own| own != start)
+    }
+
+    /// Seconds since it was put at the end of its queue; since a time in the future, if the clock was set back.
+    pub fn idle(&self, now: i64) -> u32 {
+        seconds(now).wrapping_sub(self.touched).cast_signed().unsigned_abs()
     }
 }
 
-/// A hash of the first bytes of a stream.
-pub fn start_of(bytes: &[u8]) -> Option<u32> {
+fn seconds(nanoseconds: i64) -> u32 {
+    nanoseconds.div_euclid(SECOND) as u32
+}
+
+/// A hash of the first bytes of a stream; never 0.
+pub fn start_of(bytes: &[u8], secret: u64) -> Option<u16> {
     let bytes = bytes.first_chunk::<16>()?;
-    Some((super::copies::mix(bytes) as u32).max(1))
+    Some((super::copies::mix(bytes, secret) as u16).max(1))
 }
 
 #[derive(Debug)]
@@ -203,6 +258,12 @@ impl Flows {
         found.map(|(_, id)| *id)
     }
 
+    /// The position of what is probably the flow with this hash, after at most a look into the index.
+    pub fn guess(&self, hash: u64) -> Option<u32> {
+        let short = hash as u32;
+        self.index.find(spread(short), |(hash, _)| *hash == short).map(|(_, id)| *id)
+    }
+
     pub fn get(&self, id: u32) -> Option<&Flow> {
         self.flows.get(id as usize)
     }
@@ -226,7 +287,6 @@ impl Flows {
 
     pub fn insert(&mut self, hash: u64, flow: Flow) -> u32 {
         let hash = hash as u32;
-        let flow = Flow { hash, ..flow };
         let id = self.free;
         let id = match self.flows.get_mut(id as usize) {
             Some(place) => {
@@ -246,7 +306,7 @@ impl Flows {
 
     /// Takes a flow out; its place is used again.
     pub fn remove(&mut self, id: u32) -> Option<Flow> {
-        let hash = self.get(id)?.hash;
+        let hash = self.hash(&self.get(id)?.key) as u32;
         let entry = self.index.find_entry(spread(hash), |(_, other)| *other == id).ok()?;
         entry.remove();
         self.unlink(id);
@@ -268,7 +328,7 @@ impl Flows {
             flow.establish();
         }
         // Not at every packet: that would touch the neighbours in the queue.
-        if flow.touched.abs_diff(now) >= TICK as u64 || flow.queue == Queue::OneWay {
+        if flow.touched != seconds(now) || flow.queue == Queue::OneWay {
             self.requeue(id, now);
         }
     }
@@ -276,8 +336,8 @@ impl Flows {
     /// Puts a flow at the end of the queue that it belongs to.
     pub fn requeue(&mut self, id: u32, now: i64) {
         let Some(flow) = self.flows.get_mut(id as usize) else { return };
-        let queue = flow.right_queue();
-        if queue == flow.queue && flow.touched == now {
+        let (queue, now) = (flow.right_queue(), seconds(now));
+        if (queue, now) == (flow.queue, flow.touched) {
             return;
         }
         self.unlink(id);
@@ -294,12 +354,12 @@ impl Flows {
 
     /// The flow to end when the table is full. Flows of one end alone, which a single sender can make up, do not
     /// displace others as long as they are half of the table.
-    pub fn idle_longest(&self) -> Option<u32> {
+    pub fn idle_longest(&self, now: i64) -> Option<u32> {
         if self.queues[Queue::OneWay as usize].len * 2 >= self.len() {
             return self.oldest(Queue::OneWay);
         }
         let oldest = Queue::ALL.into_iter().filter_map(|queue| self.oldest(queue));
-        oldest.min_by_key(|id| self.get(*id).map_or(i64::MAX, |flow| flow.touched))
+        oldest.max_by_key(|id| self.get(*id).map_or(0, |flow| flow.idle(now)))
     }
 
     fn append(&mut self, id: u32) {

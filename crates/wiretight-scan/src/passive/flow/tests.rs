@@ -198,7 +198,7 @@ fn sequence_numbers_wrap() {
 /// The opening of a table's only flow.
 fn shown(net: &Net, then: impl FnOnce(&passive::Opening<'_>)) {
     let flow = net.table.flows.iter().next().unwrap();
-    let opening = net.table.openings.get(flow.opening).expect("not decided yet");
+    let opening = flow.opening().and_then(|id| net.table.openings.get(id)).expect("not decided");
     then(&opening.as_seen_from(flow, false));
 }
 
@@ -233,8 +233,8 @@ fn a_direction_ends_at_its_limits() {
     }
     let flow = net.table.flows.iter().next().unwrap();
     assert!(
-        flow.seen.is_some() || {
-            let opening = net.table.openings.get(flow.opening).unwrap();
+        flow.seen().is_some() || {
+            let opening = net.table.openings.get(flow.opening().unwrap()).unwrap();
             let half = opening.as_seen_from(flow, false).client;
             half.ended && half.bytes.len() == MOST_BYTES
         }
@@ -253,7 +253,7 @@ fn a_direction_ends_at_its_limits() {
 
 fn shown_or_none(net: &Net, then: impl FnOnce(&passive::Opening<'_>)) {
     let flow = net.table.flows.iter().next().unwrap();
-    if let Some(opening) = net.table.openings.get(flow.opening) {
+    if let Some(opening) = flow.opening().and_then(|id| net.table.openings.get(id)) {
         then(&opening.as_seen_from(flow, false));
     }
 }
@@ -292,7 +292,7 @@ fn the_first_bytes_win_and_a_difference_is_noted() {
         let mut net = Net::new();
         net.open(C, S).tcp(C, S, 105, ACK, b"\x03bbbb").tcp(C, S, 103, ACK, second);
         let flow = net.table.flows.iter().next().unwrap();
-        net.table.openings.get(flow.opening).unwrap().is_altered()
+        net.table.openings.get(flow.opening().unwrap()).unwrap().is_altered()
     };
     assert!(altered(b"zz\x03bxbb"));
     assert!(altered(b"zz\x04"));
@@ -306,7 +306,7 @@ fn the_first_bytes_win_and_a_difference_is_noted() {
     let mut net = Net::new();
     net.open(C, S).tcp(C, S, 101, ACK, b"\x03aaa").tcp(C, S, 104, ACK, b"\0");
     let flow = net.table.flows.iter().next().unwrap();
-    assert!(!net.table.openings.get(flow.opening).unwrap().is_altered());
+    assert!(!net.table.openings.get(flow.opening().unwrap()).unwrap().is_altered());
 }
 
 #[test]
@@ -322,10 +322,10 @@ fn encryption_is_not_believed_if_bytes_differ() {
         let mut net = Net::new();
         net.open(C, S).tcp(C, S, 101, ACK, GET);
         let flow = net.table.flows.iter().next().unwrap();
-        assert_eq!(flow.seen.as_ref().unwrap().protocol, "http");
+        assert_eq!(flow.seen().unwrap().protocol, "http");
         // As if it were encrypted
         let id = net.table.flows.oldest(Queue::Tcp).unwrap_or(0);
-        net.table.flows.get_mut(id).unwrap().seen = Some(Arc::new(sealed.clone()));
+        net.table.flows.get_mut(id).unwrap().change(Arc::new(sealed.clone()));
         net.tcp(C, S, 101, ACK, again);
         assert_eq!(net.only().seen.level, level);
     }
@@ -440,7 +440,7 @@ fn the_oldest_undecided_flow_is_decided_when_there_are_too_many() {
         net.udp((CLIENT, port), (SERVER, 50_000), b"\x03");
         assert!(net.table.openings.len() <= 10);
     }
-    let decided = net.table.flows.iter().filter(|flow| flow.seen.is_some());
+    let decided = net.table.flows.iter().filter(|flow| flow.seen().is_some());
     assert_eq!(
         decided.map(|flow| flow.key.port(flow.client)).filter(|port| *port > 20_015).count(),
         0
@@ -552,7 +552,7 @@ fn a_copy_that_differs_in_the_middle_is_noticed() {
     net.raw(&packet(&payload));
     assert_eq!(net.table.missed().duplicates, 1);
     let flow = net.table.flows.iter().next().unwrap();
-    assert!(net.table.openings.get(flow.opening).unwrap().is_altered());
+    assert!(net.table.openings.get(flow.opening().unwrap()).unwrap().is_altered());
 }
 
 #[test]
@@ -696,6 +696,46 @@ fn clocks_that_jump() {
     net.udp(C, (SERVER, 2), b"\x03").wait(61);
     assert_eq!(net.table.len(), 0);
     assert_eq!(net.table.ended().len(), 4);
+}
+
+#[test]
+fn several_frames_at_a_time_are_the_same_as_one_by_one() {
+    let mut packets = Vec::new();
+    for port in 20_000..20_050 {
+        for (from_client, seq, flags, payload) in [
+            (true, 100, SYN, &b""[..]),
+            (false, 500, SYN | ACK, b""),
+            (true, 101, ACK, GET),
+            (true, 100, SYN, b""),
+            (false, 501, FIN | ACK, b"HTTP/1.1 200 OK\r\n\r\n"),
+            (true, 7000, SYN, b""),
+        ] {
+            let ports = if from_client { (port, 80) } else { (80, port) };
+            let (from, to) = if from_client { (CLIENT, SERVER) } else { (SERVER, CLIENT) };
+            packets.push(ip(from, to, 6, 3, &tcp(ports.0, ports.1, (seq, 0), flags, payload)));
+        }
+        packets.push(vec![0x45; 19]);
+    }
+    // The packets of a flow next to each other, and far from each other
+    for stride in [1, 7] {
+        let order = (0..stride).flat_map(|first| packets[first..].iter().step_by(stride));
+        let frames: Vec<Frame<'_>> = order
+            .enumerate()
+            .map(|(n, bytes)| {
+                let at = timestamp(1_700_000_000 * SECOND + n as i64 * SECOND / 50);
+                Frame { link: LinkType::RAW, at, bytes, length: bytes.len() }
+            })
+            .collect();
+        let (mut one, mut many) = (Table::new(LIMITS), Table::new(LIMITS));
+        for frame in &frames {
+            one.frame(frame.link, frame.at, frame.bytes, frame.length);
+        }
+        many.frames(&frames);
+        assert_eq!(one.missed(), many.missed());
+        let (one, many) = (one.finish(), many.finish());
+        assert_eq!(one.len(), 100);
+        assert_eq!(one, many);
+    }
 }
 
 #[test]

@@ -125,8 +125,14 @@ pub(super) fn kafka(opening: &Opening<'_>) -> Verdict {
     };
     let mut reader = Reader::new(opening.server.bytes);
     match (reader.u32(), reader.u32()) {
-        (Ok(4..=0x0fff_ffff), Ok(answer)) if answer == id => {
-            plaintext("kafka", Grade::Seen, "a request and its answer")
+        (Ok(size @ 4..=0x0fff_ffff), Ok(answer)) if answer == id => {
+            let captured = opening.server.bytes.len();
+            // A zero ID is in many headers: then the answer's length must fit, too.
+            match captured >= (size as usize + 4).min(1024) {
+                true => plaintext("kafka", Grade::Seen, "a request and its answer"),
+                false if opening.last => Verdict::No,
+                false => Verdict::Maybe,
+            }
         }
         (Ok(_), Ok(_)) => Verdict::No,
         _ if !opening.last && !opening.server.ended => Verdict::Maybe,

@@ -3,7 +3,7 @@
 
 use super::{Opening, Verdict, plaintext, quoted};
 use crate::parse::starttls::{Parsed, line};
-use crate::passive::{Grade, Side};
+use crate::passive::{Grade, Side, Transport};
 
 const MAX_METHOD: usize = 24;
 
@@ -41,7 +41,22 @@ pub(super) fn http1(opening: &Opening<'_>) -> Verdict {
 }
 
 pub(super) fn sip(opening: &Opening<'_>) -> Verdict {
-    form(opening, &SIP)
+    if opening.transport != Transport::Udp {
+        return form(opening, &SIP);
+    }
+    // Others send keep-alives first.
+    let mut datagrams = opening.client.datagrams().chain(opening.server.datagrams());
+    match datagrams.find_map(|datagram| match either(datagram, &SIP) {
+        Parsed::Whole(text, _) => Some(text),
+        _ => None,
+    }) {
+        Some(text) => plaintext(
+            "sip",
+            Grade::Seen,
+            quoted(text.split(|b| *b == b';').next().unwrap_or_default()),
+        ),
+        None => Verdict::No,
+    }
 }
 
 pub(super) fn rtsp(opening: &Opening<'_>) -> Verdict {

@@ -183,8 +183,9 @@ pub(super) fn rtmp(opening: &Opening<'_>) -> Verdict {
     if client.first() != Some(&3) || !matches!(server.first(), None | Some(3)) {
         return Verdict::No;
     }
-    // An X.224 packet begins so too.
-    if matches!(client, [3, 0, h, l, ..] if usize::from(u16::from_be_bytes([*h, *l])) <= client.len() && client.get(5).is_some_and(|b| b & 0x0f == 0))
+    // An X.224 packet begins so too, with its length.
+    if let [3, 0, high, low, ..] = client
+        && (7..=4096).contains(&u16::from_be_bytes([*high, *low]))
     {
         return Verdict::No;
     }

@@ -35,7 +35,7 @@ pub(super) fn tcp(opening: &Opening<'_>) -> Verdict {
 
 fn name(opening: &Opening<'_>, message: &Message, answered: bool) -> Verdict {
     let protocol = match () {
-        () if message.netbios => "nbns",
+        () if message.netbios || opening.has_port(137) => "nbns",
         () if opening.has_port(5353) => "mdns",
         () if opening.has_port(5355) => "llmnr",
         () => "dns",
@@ -45,8 +45,8 @@ fn name(opening: &Opening<'_>, message: &Message, answered: bool) -> Verdict {
         return Verdict::No;
     }
     let what = match message.response {
-        true => "a DNS response",
-        false => "a DNS query",
+        true => "a response",
+        false => "a query",
     };
     let sure = answered || message.complete && message.records > 0;
     plaintext(protocol, if sure { Grade::Seen } else { Grade::Guessed }, what)
@@ -84,7 +84,15 @@ fn tcp_message(data: &[u8]) -> Framed {
             Some(message) if message.records > 0 => Framed::Message(message),
             _ => Framed::No,
         },
-        Err(_) => Framed::Partial,
+        Err(_) => match reader.rest() {
+            [] | [_] | [_, _] => Framed::Partial,
+            // Flags that are in use, and at most one question in the first two bytes of its count.
+            [_, _, flags, rest @ ..] => {
+                let fits = matches!(flags >> 3 & 15, 0 | 1 | 2 | 4 | 5)
+                    && matches!(rest.get(1), None | Some(0));
+                if fits { Framed::Partial } else { Framed::No }
+            }
+        },
     }
 }
 
@@ -122,7 +130,6 @@ fn message(data: &[u8]) -> Option<Message> {
         message.records += 1;
     }
     for _ in 0..counts[1..].iter().map(|count| usize::from(*count)).sum() {
-        let before = reader;
         let record = |reader: &mut Reader<'_>| -> Result<(bool, u16, u16), Malformed> {
             let netbios = owner(reader)?;
             let kind = reader.u16()?;
@@ -142,7 +149,6 @@ fn message(data: &[u8]) -> Option<Message> {
             }
             // Cut by the capture, or by the sender.
             Err(_) if message.records > 0 => {
-                let _ = before;
                 return Some(partly(message));
             }
             Err(_) => return None,

@@ -181,11 +181,11 @@ pub(super) fn replies(opening: &Opening<'_>) -> Verdict {
     }
     if client.is_empty() {
         return match complete {
-            true => server_only(opening, start, grade, &shown()),
+            true => server_only(opening, start, grade, shown),
             false => Verdict::Maybe,
         };
     }
-    dialogue(opening, start, grade, &shown())
+    dialogue(opening, start, grade, shown)
 }
 
 /// The greeting as evidence, made when it is needed.
@@ -266,7 +266,12 @@ fn which(
 }
 
 /// Follows commands and replies.
-fn dialogue(opening: &Opening<'_>, start: Start, grade: Grade, greeting: &str) -> Verdict {
+fn dialogue(
+    opening: &Opening<'_>,
+    start: Start,
+    grade: Grade,
+    greeting: impl Fn() -> String,
+) -> Verdict {
     let (mut client, mut server) =
         (Lines::new(opening.client.bytes), Lines::new(opening.server.bytes));
     // A capture that began later, or on the client's side only, has no greeting.
@@ -309,6 +314,7 @@ fn dialogue(opening: &Opening<'_>, start: Start, grade: Grade, greeting: &str) -
                 return started(opening, start, client.used, before);
             }
             None if is_start => break,
+            None if is_list => {}
             Some((code, text)) if is_list => {
                 if matches!(code, 250 | 211 | 101) {
                     offer.listed = Some(capability(start, text));
@@ -320,14 +326,14 @@ fn dialogue(opening: &Opening<'_>, start: Start, grade: Grade, greeting: &str) -
             ) => {}
             _ if verb.eq_ignore_ascii_case(b"MODE") => {}
             _ => {
-                let text = format!("{greeting}; then {}", verb_shown(verb));
+                let text = format!("{}; then {}", greeting(), verb_shown(verb));
                 return clear(start, offer.declined(), grade, text);
             }
         }
     }
     match opening.last {
         false if !opening.client.ended || !opening.server.ended => Verdict::Maybe,
-        _ => clear(start, offer.open(), grade, greeting.to_owned()),
+        _ => clear(start, offer.open(), grade, greeting()),
     }
 }
 
@@ -374,7 +380,12 @@ fn dotted_list<'a>(server: &mut Lines<'a>) -> Option<(u16, &'a [u8])> {
 }
 
 /// Only the server's side was captured: a second greeting is the answer to STARTTLS.
-fn server_only(opening: &Opening<'_>, start: Start, grade: Grade, greeting: &str) -> Verdict {
+fn server_only(
+    opening: &Opening<'_>,
+    start: Start,
+    grade: Grade,
+    greeting: impl Fn() -> String,
+) -> Verdict {
     let mut server = Lines::new(opening.server.bytes);
     let mut offer = Offer::default();
     let mut count = 0;
@@ -387,11 +398,11 @@ fn server_only(opening: &Opening<'_>, start: Start, grade: Grade, greeting: &str
             250 | 211 if offer.listed.is_none() && text.contains(&b'-') => {
                 offer.listed = Some(capability(start, text));
             }
-            354 | 331 | 334 => return clear(start, offer.declined(), grade, greeting.to_owned()),
+            354 | 331 | 334 => return clear(start, offer.declined(), grade, greeting()),
             _ => {}
         }
     }
-    clear(start, offer.open(), grade, greeting.to_owned())
+    clear(start, offer.open(), grade, greeting())
 }
 
 #[cfg(test)]

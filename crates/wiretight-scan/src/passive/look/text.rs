@@ -567,7 +567,7 @@ pub(super) fn readable(opening: &Opening<'_>) -> Verdict {
         let spaces = sample.iter().filter(|b| **b == b' ').count();
         sample.len() >= 32
             && is_text(sample)
-            && sample.contains(&b'\n')
+            && sample.iter().filter(|b| **b == b'\n').count() >= 2
             && spaces * 30 > sample.len()
             && sample.split(|b| b.is_ascii_whitespace()).all(|word| word.len() < 100)
     };
@@ -575,6 +575,10 @@ pub(super) fn readable(opening: &Opening<'_>) -> Verdict {
         data.iter().take(512).all(|b| matches!(b, b'\t' | b'\r' | b'\n' | b' '..=b'~'))
     };
     let (client, server) = (opening.client.bytes, opening.server.bytes);
+    // The text before a key exchange.
+    if client.starts_with(b"SSH-") || server.starts_with(b"SSH-") {
+        return Verdict::No;
+    }
     match (fits(client) || fits(server)) && empty_or_text(client) && empty_or_text(server) {
         true => plaintext("unknown", Grade::Guessed, "text"),
         false => Verdict::No,

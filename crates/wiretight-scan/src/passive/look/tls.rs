@@ -8,7 +8,7 @@ mod dtls;
 mod hello;
 mod records;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::borrow::Cow;
 

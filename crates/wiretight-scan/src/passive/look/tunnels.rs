@@ -5,6 +5,7 @@
 use std::borrow::Cow;
 
 use super::{Opening, Verdict, ask, plaintext, undetermined};
+use crate::judge::Level;
 use crate::parse::Reader;
 use crate::parse::starttls::{Parsed, line};
 use crate::passive::{Grade, Seen, Side};
@@ -12,23 +13,38 @@ use crate::passive::{Grade, Seen, Side};
 /// One in the other, as a load balancer sends to a proxy; more of them is a loop.
 const MAX_DEPTH: usize = 3;
 
-/// A preamble, by its length in each direction.
-type Preamble = Parsed<(&'static str, &'static str, usize, usize)>;
+/// A preamble.
+struct Found {
+    protocol: &'static str,
+    how: &'static str,
+    /// Its length in each direction.
+    client: usize,
+    server: usize,
+    /// Whether it has a password, which a listener can use.
+    secret: bool,
+}
+
+type Preamble = Parsed<Found>;
+
+fn found(protocol: &'static str, how: &'static str, client: usize, server: usize) -> Preamble {
+    Parsed::Whole(Found { protocol, how, client, server, secret: false }, client)
+}
 
 pub(super) fn tunnel(opening: &Opening<'_>) -> Verdict {
     let mut inner = *opening;
-    let mut outer = None;
+    let mut outer: Option<Found> = None;
     for _ in 0..MAX_DEPTH {
-        let (protocol, how, client, server) = match preamble(&inner) {
-            Parsed::Whole(found, _) => found,
+        let next = match preamble(&inner) {
+            Parsed::Whole(next, _) => next,
             Parsed::Partial if outer.is_none() || !opening.last => return Verdict::Maybe,
             Parsed::Partial | Parsed::Not(_) => break,
         };
-        outer = Some((protocol, how));
-        inner = inner.after(client, server);
+        inner = inner.after(next.client, next.server);
+        let secret = next.secret || outer.is_some_and(|outer| outer.secret);
+        outer = Some(Found { secret, ..next });
         inner.first = (!inner.client.bytes.is_empty()).then_some(Side::Client);
     }
-    let Some((protocol, how)) = outer else { return Verdict::No };
+    let Some(Found { protocol, how, secret, .. }) = outer else { return Verdict::No };
     if inner.client.bytes.is_empty() && inner.server.bytes.is_empty() {
         return match opening.last {
             true => plaintext(protocol, Grade::Seen, how),
@@ -39,6 +55,15 @@ pub(super) fn tunnel(opening: &Opening<'_>) -> Verdict {
         inner.first = Some(Side::Server);
     }
     match ask(&inner, super::TCP) {
+        // The password for the proxy is not protected by what follows.
+        Verdict::Done(seen) if secret => Verdict::Done(Seen {
+            level: Level::Plaintext,
+            evidence: Cow::Owned(format!(
+                "{how} with a password in the clear, then {}",
+                seen.evidence
+            )),
+            ..seen
+        }),
         Verdict::Done(seen) => Verdict::Done(Seen {
             evidence: Cow::Owned(format!("{how}, then {}", seen.evidence)),
             ..seen
@@ -48,6 +73,9 @@ pub(super) fn tunnel(opening: &Opening<'_>) -> Verdict {
             && inner.client.bytes.len().max(inner.server.bytes.len()) < super::ENOUGH =>
         {
             Verdict::Maybe
+        }
+        _ if secret => {
+            plaintext(protocol, Grade::Seen, format!("{how} with a password in the clear"))
         }
         _ => undetermined(protocol, Grade::Seen, how),
     }
@@ -73,7 +101,7 @@ fn proxy_protocol(client: &[u8]) -> Preamble {
             Some([0x20 | 0x21, _, high, low]) => {
                 let len = 16 + usize::from(u16::from_be_bytes([*high, *low]));
                 match client.len() >= len {
-                    true => Parsed::Whole(("haproxy", "PROXY protocol v2", len, 0), len),
+                    true => found("haproxy", "PROXY protocol v2", len, 0),
                     false => Parsed::Partial,
                 }
             }
@@ -91,7 +119,7 @@ fn proxy_protocol(client: &[u8]) -> Preamble {
     }
     match line(client) {
         Parsed::Whole(text, len) if text.len() <= 107 => {
-            Parsed::Whole(("haproxy", "PROXY protocol v1", len, 0), len)
+            found("haproxy", "PROXY protocol v1", len, 0)
         }
         Parsed::Partial if client.len() <= 107 => Parsed::Partial,
         _ => Parsed::Not("the line is too long"),
@@ -123,8 +151,8 @@ fn socks4(opening: &Opening<'_>) -> Preamble {
         used += len + 1;
     }
     match opening.server.bytes {
-        [0, 0x5a, _, _, _, _, _, _, ..] => Parsed::Whole(("socks", "SOCKS 4", used, 8), used),
-        [0, 0x5b..=0x5d, ..] => Parsed::Whole(("socks", "SOCKS 4, refused", used, 8), used),
+        [0, 0x5a, _, _, _, _, _, _, ..] => found("socks", "SOCKS 4", used, 8),
+        [0, 0x5b..=0x5d, ..] => found("socks", "SOCKS 4, refused", used, 8),
         [] | [0] | [0, 0x5a, ..] => Parsed::Partial,
         _ => NOT,
     }
@@ -167,7 +195,7 @@ fn socks5(opening: &Opening<'_>) -> Preamble {
     match method {
         0xff => {
             let (client, server) = used(&client, &server);
-            return Parsed::Whole(("socks", "SOCKS 5, no method accepted", client, server), 0);
+            return found("socks", "SOCKS 5, no method accepted", client, server);
         }
         0 => {}
         2 => {
@@ -187,10 +215,7 @@ fn socks5(opening: &Opening<'_>) -> Preamble {
         // GSSAPI may seal all that follows (RFC 1961).
         _ => {
             let all = (opening.client.bytes.len(), opening.server.bytes.len());
-            return Parsed::Whole(
-                ("socks", "SOCKS 5 with GSSAPI or a private method", all.0, all.1),
-                0,
-            );
+            return found("socks", "SOCKS 5 with GSSAPI or a private method", all.0, all.1);
         }
     }
     for (reader, is_request) in [(&mut client, true), (&mut server, false)] {
@@ -210,7 +235,8 @@ fn socks5(opening: &Opening<'_>) -> Preamble {
         }
     }
     let (client, server) = used(&client, &server);
-    Parsed::Whole(("socks", "SOCKS 5", client, server), client)
+    let secret = method == 2;
+    Parsed::Whole(Found { protocol: "socks", how: "SOCKS 5", client, server, secret }, client)
 }
 
 /// CONNECT, and a 2xx response without a body.
@@ -229,7 +255,21 @@ fn connect(opening: &Opening<'_>) -> Preamble {
     match (first, server) {
         (Some(used), [b'H', b'T', b'T', b'P', b'/', b'1', b'.', _, b' ', b'2', ..]) => {
             match head(server) {
-                Some(answer) => Parsed::Whole(("http", "HTTP CONNECT", used, answer), used),
+                Some(answer) => {
+                    let request = client.get(..used).unwrap_or_default();
+                    let secret = request.split(|b| *b == b'\n').any(|text| {
+                        text.get(..20)
+                            .is_some_and(|name| name.eq_ignore_ascii_case(b"proxy-authorization:"))
+                    });
+                    let found = Found {
+                        protocol: "http",
+                        how: "HTTP CONNECT",
+                        client: used,
+                        server: answer,
+                        secret,
+                    };
+                    Parsed::Whole(found, used)
+                }
                 None => Parsed::Partial,
             }
         }

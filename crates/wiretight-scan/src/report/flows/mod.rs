@@ -234,12 +234,14 @@ fn window(coverage: &Coverage) -> String {
     let (Some(from), Some(to)) = (coverage.from, coverage.to) else {
         return "no packets".to_owned();
     };
+    format!("{} UTC, {:.0} s", span(from, to), coverage.seconds())
+}
+
+/// `2026-11-30 10:00:01 to 10:02:11`
+fn span(from: jiff::Timestamp, to: jiff::Timestamp) -> String {
     let (start, end) = (time(from), time(to));
-    let end = match end.strip_prefix(&start[..11.min(start.len())]) {
-        Some(clock) => clock.to_owned(),
-        None => end,
-    };
-    format!("{start} to {end} UTC, {:.0} s", coverage.seconds())
+    let day = start.get(..11).unwrap_or_default();
+    format!("{start} to {}", end.strip_prefix(day).unwrap_or(&end))
 }
 
 /// What was missed, one line for each reason.

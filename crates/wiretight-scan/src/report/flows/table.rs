@@ -4,6 +4,7 @@ use super::{
     FlowOptions, FlowReport, clients, encryption, missed, percent, programs, protocol, server,
     window,
 };
+use crate::facts::Answer;
 use crate::judge::Level;
 use crate::passive::blockers::Blocker;
 use crate::passive::summary::Row;
@@ -258,9 +259,15 @@ pub fn blockers(blockers: &[Blocker], options: FlowOptions) -> Vec<String> {
     let width = options.width.unwrap_or(usize::MAX);
     let mut lines = Vec::new();
     for Blocker { row, .. } in blockers {
-        let level = options.paint(level_colour(row.key.level), &row.key.level.to_string());
-        let head = format!("{} {} from {}", server(row), protocol(row), clients(row));
-        lines.push(format!("{level}  {}", clean(&head)));
+        let level = row.key.level.to_string();
+        let head = format!("{level}  {} {} from {}", server(row), protocol(row), clients(row));
+        let start = lines.len();
+        put(&mut lines, width, "", &head);
+        // The level is the first word of the first line.
+        if let Some(line) = lines.get_mut(start) {
+            let painted = options.paint(level_colour(row.key.level), &level);
+            *line = line.replacen(&level, &painted, 1);
+        }
         let programs = match programs(row) {
             names if names.is_empty() => "program unknown".to_owned(),
             names => names,
@@ -273,6 +280,12 @@ pub fn blockers(blockers: &[Blocker], options: FlowOptions) -> Vec<String> {
         for reason in &row.reasons {
             put(&mut lines, width, "    ", &reason.what);
             put(&mut lines, width, "    → ", &reason.change);
+        }
+        for reason in row.scanned.iter().flat_map(|scanned| &scanned.reasons) {
+            if reason.answer == Answer::Yes {
+                put(&mut lines, width, "    ", &format!("by a scan: {}", reason.what));
+                put(&mut lines, width, "    → ", &reason.change);
+            }
         }
     }
     lines

@@ -53,7 +53,7 @@ impl Watch {
                 let mut terminal = live::Terminal::enter(self.colour(), self.verbose)?;
                 // The request has a runtime of its own, which must not be within this one.
                 let look = || {
-                    std::thread::scope(|scope| match scope.spawn(&ask).join() {
+                    std::thread::scope(|scope| match scope.spawn(ask).join() {
                         Ok(report) => {
                             report.map(Some).map_err(|e| io::Error::other(chain(e.as_ref())))
                         }

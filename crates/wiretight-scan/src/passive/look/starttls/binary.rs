@@ -25,6 +25,10 @@ fn find(data: &[u8], wanted: &[u8]) -> Option<usize> {
 
 // ---- XMPP.
 
+/// What a client sends after the features, except STARTTLS.
+const GOES_ON: [&[u8]; 7] =
+    [b"<auth", b"<iq", b"<message", b"<presence", b"<response", b"<db:", b"<authenticate"];
+
 pub(in super::super) fn xmpp(opening: &Opening<'_>) -> Verdict {
     let (client, server) = (opening.client.bytes, opening.server.bytes);
     let first = if client.is_empty() { server } else { client };
@@ -36,6 +40,11 @@ pub(in super::super) fn xmpp(opening: &Opening<'_>) -> Verdict {
     }
     if !server.is_empty() && !server.starts_with(b"<") {
         return Verdict::No;
+    }
+    let stanza = GOES_ON.iter().find(|stanza| find(client, stanza).is_some());
+    let asks = find(client, b"<starttls").is_some();
+    if stanza.is_none() && !asks && !over(opening) && !opening.client.ended {
+        return Verdict::Maybe;
     }
     let start = match mentions(first, "jabber:server") {
         true => Start::XmppServer,
@@ -65,7 +74,7 @@ pub(in super::super) fn xmpp(opening: &Opening<'_>) -> Verdict {
             break;
         }
     }
-    if find(client, b"<starttls").is_some() && !offer.refused {
+    if asks && !offer.refused {
         // Only the client's side was captured.
         let end = find(client, b"<starttls")
             .and_then(|at| Some(at + end_of_starttls(client.get(at..)?)?));
@@ -83,9 +92,7 @@ pub(in super::super) fn xmpp(opening: &Opening<'_>) -> Verdict {
             false => Verdict::Maybe,
         };
     }
-    let goes_on =
-        [&b"<auth"[..], b"<iq", b"<message", b"<presence", b"<response", b"<db:", b"<authenticate"];
-    if let Some(stanza) = goes_on.iter().find(|stanza| find(client, stanza).is_some()) {
+    if let Some(stanza) = stanza {
         let stanza = String::from_utf8_lossy(stanza);
         return clear(start, offer.declined(), Grade::Seen, format!("XMPP stream; then {stanza}>"));
     }
@@ -503,6 +510,13 @@ pub(in super::super) fn mysql(opening: &Opening<'_>) -> Verdict {
     // Most first bytes are of something else.
     if !matches!(server, [_] | [_, _] | [_, _, _] | [_, _, 0, 0] | [_, _, 0, 0, 10 | 0xff, ..]) {
         return Verdict::No;
+    }
+    // A greeting waits for its answer.
+    if client.is_empty() && server.get(4) == Some(&10) && !over(opening) && !opening.client.ended {
+        return match server.get(5) {
+            Some(b'0'..=b'9') | None => Verdict::Maybe,
+            Some(_) => Verdict::No,
+        };
     }
     let (greeting, used) = match parse::mysql(server) {
         Parsed::Not(_) => return Verdict::No,

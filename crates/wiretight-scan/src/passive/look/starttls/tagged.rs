@@ -207,11 +207,13 @@ pub(in super::super) fn pop3(opening: &Opening<'_>) -> Verdict {
     let mut offer = Offer::default();
     let shown = || greeting.map(pop3_greeting).unwrap_or_default();
     while let Some(command) = client.line() {
-        let (verb, _) = words(command);
-        let is_list = verb.eq_ignore_ascii_case(b"CAPA");
+        let (verb, rest) = words(command);
+        // AUTH alone asks for the mechanisms (RFC 5034, section 4).
+        let asks = verb.eq_ignore_ascii_case(b"AUTH") && rest.is_empty();
+        let is_list = asks || verb.eq_ignore_ascii_case(b"CAPA");
         let is_start = verb.eq_ignore_ascii_case(b"STLS");
         let before = server;
-        let answer = if is_list { capa(&mut server, &mut offer) } else { server.line() };
+        let answer = if is_list { capa(&mut server, &mut offer, asks) } else { server.line() };
         match answer {
             Some(text) if is_start && starts(text, b"+OK") => {
                 return started(opening, Start::Pop3, client.used, server.used);
@@ -243,8 +245,8 @@ fn pop3_greeting(text: &[u8]) -> String {
     quoted(text.split(|b| *b == b'<').next().unwrap_or_default())
 }
 
-/// The answer to CAPA; `None` while it is not complete.
-fn capa<'a>(server: &mut Lines<'a>, offer: &mut Offer) -> Option<&'a [u8]> {
+/// The answer to CAPA, or the mechanisms of AUTH; `None` while it is not complete.
+fn capa<'a>(server: &mut Lines<'a>, offer: &mut Offer, mechanisms: bool) -> Option<&'a [u8]> {
     let mut ahead = *server;
     let status = ahead.line()?;
     if starts(status, b"+OK") {
@@ -260,7 +262,9 @@ fn capa<'a>(server: &mut Lines<'a>, offer: &mut Offer) -> Option<&'a [u8]> {
                 _ => {}
             }
         }
-        offer.listed = Some(found);
+        if !mechanisms {
+            offer.listed = Some(found);
+        }
     }
     *server = ahead;
     Some(status)

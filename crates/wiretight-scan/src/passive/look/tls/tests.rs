@@ -120,7 +120,7 @@ fn pass(mut bytes: &[u8], mut read: impl FnMut(&mut &[u8]) -> usize) {
     }
 }
 
-fn post_quantum() -> Flow {
+pub(in super::super) fn post_quantum() -> Flow {
     rustls_flow(&rustls::version::TLS13, &[provider::kx_group::X25519MLKEM768], b"h2")
 }
 
