@@ -11,10 +11,10 @@ use serde::Serialize;
 use super::flow::Record;
 use super::summary::Row;
 use super::{Sealed, StartTls, Transport};
-use crate::facts::Answer;
+use crate::facts::{Answer, WEAK_SUITES};
 use crate::judge::rules::{Finding, RULES, Rule, Test};
 use crate::judge::{Level, Reason, marks};
-use crate::names::{Bulk, Group, KeyExchange, Suite, Version};
+use crate::names::{Group, KeyExchange, Suite, Version};
 
 /// Rules for what a scan does not see.
 pub const MORE_RULES: &[Rule] = &[
@@ -206,6 +206,8 @@ fn encrypted(record: &Record) -> Vec<Reason> {
         return vec![Reason { level: seen.level, ..reason("flow-algorithms", Answer::Yes, what) }];
     };
     let mut found = tls(sealed, record);
+    // A reason explains the level, and does not lower it.
+    found.retain(|reason| reason.level >= seen.level);
     // What only the classifier knows.
     if !found.iter().any(|reason| reason.level <= seen.level) {
         let id = if sealed.version.starts_with("SSH") { "flow-ssh" } else { "flow-algorithms" };
@@ -234,10 +236,14 @@ fn tls(sealed: &Sealed, record: &Record) -> Vec<Reason> {
         _ => {}
     }
     if let Some(suite) = sealed.suite.as_deref().and_then(Suite::from_name) {
-        for (id, is) in SUITES {
-            if is(suite) {
-                add(id, format!("{} was negotiated", suite.name));
-            }
+        let weak = WEAK_SUITES.iter().filter(|(_, is)| is(suite));
+        let of_fact = |fact: &str| RULES.iter().find(|rule| rule.test.fact() == Some(fact));
+        let of_table = weak.filter_map(|(fact, _)| of_fact(fact)).map(|rule| rule.id);
+        let small = suite.has_small_blocks().then_some("sweet32");
+        let dhe = matches!(suite.key_exchange(), KeyExchange::Dhe | KeyExchange::DhePsk);
+        let dhe = (dhe && !suite.is_anonymous()).then_some("dhe");
+        for id in of_table.chain(small).chain(dhe) {
+            add(id, format!("{} was negotiated", suite.name));
         }
     }
     let tls = version.is_some()
@@ -260,49 +266,20 @@ fn tls(sealed: &Sealed, record: &Record) -> Vec<Reason> {
         add("early-data", "0-RTT data was sent, which can be replayed".to_owned());
     }
     if let Some(certificate) = &sealed.certificate {
-        if certificate.self_signed {
-            let what = format!("The certificate is self-signed ({})", certificate.subject);
-            add("certificate-untrusted", what);
-        }
         if certificate.not_after < record.last {
-            add(
-                "certificate-validity",
-                format!("The certificate expired on {}", certificate.not_after),
-            );
+            let ended = certificate.not_after.strftime("%F");
+            add("certificate-validity", format!("The certificate expired on {ended}"));
         }
-        if ["md2", "md5", "sha1"].iter().any(|hash| certificate.signature.contains(hash)) {
-            add(
-                "certificate-signature",
-                format!("The certificate is signed with {}", certificate.signature),
-            );
+        let signature = &certificate.signature;
+        if !certificate.self_signed && marks::certificate_signature(signature) == Level::Weak {
+            add("certificate-signature", format!("The certificate is signed with {signature}"));
         }
-        let rsa = certificate.key.strip_prefix("rsa-").and_then(|bits| bits.parse::<u32>().ok());
-        if rsa.is_some_and(|bits| bits < 2048) {
+        if marks::certificate_key(&certificate.key) == Level::Weak {
             add("certificate-key", format!("The certificate's key is {}", certificate.key));
         }
     }
     found
 }
-
-/// A rule about cipher suites, by id, and what it is about.
-type SuiteRule = (&'static str, fn(Suite) -> bool);
-
-const SUITES: [SuiteRule; 10] = [
-    ("null", |s| s.bulk() == Bulk::Null),
-    ("anonymous", Suite::is_anonymous),
-    ("export", Suite::is_export),
-    ("rc4", |s| s.bulk() == Bulk::Rc4),
-    ("des", |s| matches!(s.bulk(), Bulk::Des | Bulk::Des40 | Bulk::Rc2)),
-    ("sweet32", |s| {
-        s.has_small_blocks() && !matches!(s.bulk(), Bulk::Des | Bulk::Des40 | Bulk::Rc2)
-    }),
-    ("static-rsa", |s| matches!(s.key_exchange(), KeyExchange::Rsa | KeyExchange::RsaPsk)),
-    ("static-dh", |s| matches!(s.key_exchange(), KeyExchange::Dh | KeyExchange::Ecdh)),
-    ("dhe", |s| {
-        matches!(s.key_exchange(), KeyExchange::Dhe | KeyExchange::DhePsk) && !s.is_anonymous()
-    }),
-    ("cbc", Suite::is_cbc),
-];
 
 #[cfg(test)]
 mod tests {
@@ -364,7 +341,7 @@ mod tests {
 
         let old = sealed("TLS 1.0", "TLS_RSA_WITH_3DES_EDE_CBC_SHA", "x25519");
         let old = record("10.0.0.5:443", Level::Weak, old);
-        assert_eq!(rules(&old), ["tls1_0", "sweet32", "static-rsa", "cbc", "no-post-quantum"]);
+        assert_eq!(rules(&old), ["tls1_0", "static-rsa", "sweet32", "cbc", "no-post-quantum"]);
         let usual = sealed("TLS 1.3", "TLS_AES_128_GCM_SHA256", "x25519");
         assert_eq!(rules(&record("10.0.0.5:443", Level::Acceptable, usual)), ["no-post-quantum"]);
         let ssh = sealed("SSH 2.0", "aes128-cbc hmac-md5", "diffie-hellman-group1-sha1");

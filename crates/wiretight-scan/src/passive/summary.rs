@@ -11,7 +11,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::flow::{Missed, Record};
-use super::{Grade, Seen, Transport, blockers};
+use super::{Grade, Seen, Transport, blockers, profiles};
+use crate::facts::Answer;
 use crate::judge::{Level, Reason};
 
 /// A flow, and the programs of this machine that it belongs to.
@@ -313,6 +314,8 @@ pub struct Row {
     pub more_seen: bool,
     /// Why the level is not better. Only what was seen of these flows, not what the server might accept.
     pub reasons: Vec<Reason>,
+    /// Whether its flows meet each profile, by name: the worst answer.
+    pub profiles: BTreeMap<Cow<'static, str>, Answer>,
     /// What a scan of the server has found.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub scanned: Vec<Scanned>,
@@ -338,6 +341,17 @@ pub struct Scanned {
     /// Why the level is not better, as far as certificates are concerned.
     #[serde(default)]
     pub reasons: Vec<Reason>,
+}
+
+/// The worse of two answers about a profile. A flow to which a profile does not apply changes nothing.
+fn worse(a: Answer, b: Answer) -> Answer {
+    let order = |answer: &Answer| match answer {
+        Answer::No => 0,
+        Answer::Inconclusive => 1,
+        Answer::Yes => 2,
+        Answer::Untested => 3,
+    };
+    std::cmp::min_by_key(a, b, order)
 }
 
 /// Limits of one row.
@@ -402,6 +416,7 @@ impl Rows {
             seen: Vec::new(),
             more_seen: false,
             reasons: Vec::new(),
+            profiles: BTreeMap::new(),
             scanned: Vec::new(),
         });
         row.flows = row.flows.saturating_add(flows);
@@ -423,9 +438,19 @@ impl Rows {
         if row.seen.contains(&record.seen) {
             return;
         }
-        for reason in blockers::reasons(record) {
-            if !row.reasons.iter().any(|known| known.rule == reason.rule) {
-                row.reasons.push(reason);
+        // Within a row, reasons and profiles depend on nothing else.
+        let same = |seen: &Arc<Seen>| {
+            (&seen.sealed, seen.starttls) == (&record.seen.sealed, record.seen.starttls)
+        };
+        if !row.seen.iter().any(same) {
+            for reason in blockers::reasons(record) {
+                if !row.reasons.iter().any(|known| known.rule == reason.rule) {
+                    row.reasons.push(reason);
+                }
+            }
+            for verdict in profiles(&record.seen, record.last) {
+                let answer = row.profiles.entry(verdict.profile).or_insert(verdict.answer);
+                *answer = worse(*answer, verdict.answer);
             }
         }
         match row.seen.len() < SEEN {

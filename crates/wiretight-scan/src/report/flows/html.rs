@@ -9,7 +9,7 @@ use super::{
     window,
 };
 use crate::facts::Answer;
-use crate::judge::{Level, Reason};
+use crate::judge::{Level, Profile, Reason};
 use crate::passive::blockers::Blocker;
 use crate::passive::summary::Row;
 use crate::report::html::{FOOT_END, HEAD, badge, mark};
@@ -93,6 +93,7 @@ fn overview(report: &FlowReport) -> String {
         page.push_str("</ul>");
     }
     page.push_str("<p class=\"dim\">Bytes are those of IP packets. Traffic that is in no flow, because it was lost or could not be read, counts as unknown.</p>");
+    page.push_str(&profiles(&report.rows));
     if !report.filter.is_empty() {
         let _ = write!(
             page,
@@ -101,6 +102,32 @@ fn overview(report: &FlowReport) -> String {
         );
     }
     page.push_str("</div></section>");
+    page
+}
+
+/// For each profile, the bytes of the services that meet it, do not, or could not be judged.
+fn profiles(rows: &[Row]) -> String {
+    let mut page = String::from(
+        "<h2>Profiles</h2><table class=\"profiles\"><thead><tr><th></th><th class=\"n\">met</th><th class=\"n\">not met</th><th class=\"n\">unknown</th></tr></thead>",
+    );
+    for profile in Profile::ALL {
+        let bytes = |answers: &[Answer]| {
+            let of = rows.iter().filter(|row| {
+                row.profiles.get(profile.name()).is_some_and(|answer| answers.contains(answer))
+            });
+            size(of.fold(0, |sum, row| row.total().saturating_add(sum)))
+        };
+        let _ = write!(
+            page,
+            "<tr><td><b>{}</b><br><span class=\"dim\">{}</span></td><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td></tr>",
+            esc(profile.name()),
+            esc(profile.title()),
+            bytes(&[Answer::Yes]),
+            bytes(&[Answer::No]),
+            bytes(&[Answer::Inconclusive]),
+        );
+    }
+    page.push_str("</table>");
     page
 }
 
@@ -243,6 +270,11 @@ fn evidence(row: &Row) -> String {
             let _ = write!(page, "<br>{}: {}", esc(what), esc(change));
         }
         page.push_str("</li>");
+    }
+    let not_met: Vec<&str> =
+        row.profiles.iter().filter(|(_, a)| **a == Answer::No).map(|(name, _)| &**name).collect();
+    if !not_met.is_empty() {
+        let _ = write!(page, "<li>does not meet {}</li>", esc(&not_met.join(", ")));
     }
     page.push_str("</ul>");
     page

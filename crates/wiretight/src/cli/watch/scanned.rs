@@ -113,7 +113,11 @@ fn wanted(rows: &[Row], public: bool) -> Wanted {
             // The name is from a packet: only one that is a valid target is asked for.
             let name = sealed.server_name.as_deref().filter(|_| !sealed.ech);
             let name = name.and_then(|name| match format!("tls://{name}:1").parse::<Target>() {
-                Ok(Target { host: Host::Name(name), .. }) => Some(name),
+                Ok(Target { host: Host::Name(parsed), .. })
+                    if parsed.eq_ignore_ascii_case(name) =>
+                {
+                    Some(parsed)
+                }
                 _ => None,
             });
             let key = (server, name);
