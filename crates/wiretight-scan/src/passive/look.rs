@@ -211,6 +211,16 @@ const TCP: &[Recogniser] = &[
     network::diameter,
     starttls::telnet,
     starttls::irc,
+    text::ident,
+    text::nine_p,
+    brokers::bolt,
+    brokers::clickhouse,
+    brokers::tarantool,
+    brokers::gearman,
+    brokers::redis_bus,
+    network::tacacs,
+    network::openflow,
+    network::smpp,
     others::skinny,
     others::afp,
     industry::modbus,
@@ -258,6 +268,8 @@ const UDP: &[Recogniser] = &[
     network::ldp,
     network::slp,
     network::ipmi,
+    network::knx,
+    brokers::rtps,
     others::game_query,
     media::rtcp,
     network::ntp,
@@ -266,7 +278,7 @@ const UDP: &[Recogniser] = &[
     files::rpc_reply,
     ipsec::esp_in_udp,
 ];
-const SCTP: &[Recogniser] = &[network::diameter];
+const SCTP: &[Recogniser] = &[network::diameter, network::m3ua];
 /// All other transports.
 const IP: &[Recogniser] = &[ipsec::esp, network::by_number];
 
