@@ -41,7 +41,7 @@ use wiretight_scan::parse::{self, ClientHello, Handshakes, NewSessionTicket, Ser
 use wiretight_tlog::tile::{Kind, Tile};
 use wiretight_tlog::{Hash, LogKey, Policy, Proof, Signature, SignedCheckpoint, WitnessKey};
 
-pub use watch::{capture, flows, look};
+pub use watch::{capture, flows, look, netlink};
 
 /// The frames between relays. The first byte decides how the rest is cut into chunks.
 ///

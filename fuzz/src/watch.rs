@@ -2,6 +2,7 @@
 
 use std::io::{self, Read};
 
+use wiretight::watch::host::{conntrack, interfaces, nflog};
 use wiretight_scan::judge::Level;
 use wiretight_scan::passive::file::Capture;
 use wiretight_scan::passive::flow::{Limits, Missed, Record, Table};
@@ -133,8 +134,11 @@ pub fn capture(file: &[u8]) {
     assert_eq!(frames(Slow(file)), Some(whole));
 }
 
+/// Frames of a capture: link type, time, bytes, and the length on the wire.
+type Frames = Vec<(u16, jiff::Timestamp, Vec<u8>, usize)>;
+
 /// The frames of a file, and why it could not be read to its end. `None` if it is no capture.
-fn frames(file: impl Read) -> Option<(Vec<(u16, jiff::Timestamp, Vec<u8>, usize)>, String)> {
+fn frames(file: impl Read) -> Option<(Frames, String)> {
     const MOST: usize = 2000;
     let mut capture = Capture::new(file).ok()?;
     let mut table = Table::new(Limits { flows: 100, undecided: 10, sample: 1 });
@@ -170,4 +174,22 @@ impl Read for Slow<'_> {
         let few = buffer.len().min(1 + self.0.len() % 7);
         self.0.read(&mut buffer[..few])
     }
+}
+
+/// What the kernel says of connections, their first packets and the interfaces, as bodies of netlink messages. The first
+/// two bytes are the kind of the message.
+///
+/// Properties checked: both ends of a connection are of one family; a packet is no longer than its length on the wire.
+pub fn netlink(data: &[u8]) {
+    let Some((kind, body)) = data.split_first_chunk() else { return };
+    match conntrack::event(u16::from_ne_bytes(*kind), body) {
+        Some(conntrack::Event::Is(of) | conntrack::Event::Ended(of)) => {
+            assert_eq!(of.key.client.is_ipv4(), of.key.server.is_ipv4());
+        }
+        None => {}
+    }
+    if let Some(packet) = nflog::packet(u16::from_ne_bytes(*kind), body) {
+        assert!(packet.bytes.len() <= packet.length);
+    }
+    let _ = (interfaces::link(body), interfaces::address(body));
 }

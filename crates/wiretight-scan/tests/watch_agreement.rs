@@ -394,7 +394,7 @@ const IN_ZEEK: &[(&str, &[&str])] = &[
     ("ldap/", &["ldap", "kerberos", "smb", "dns"]),
     // Scanners tried other protocols at port 502.
     ("modbus/", &["modbus", "dns"]),
-    ("modbus/modbus-and-non-modbus", &["modbus", "dcerpc", "http", "nfs", "tls", "smb"]),
+    ("modbus/modbus-and-non-modbus", &["modbus", "dcerpc", "http", "nfs", "tls", "smb", "rdp"]),
     ("mount/", &["mount", "nfs", "portmap"]),
     ("mysql/", &["mysql"]),
     ("ncp", &["http", "nbns"]),

@@ -17,6 +17,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use wiretight_keys::{Id, Name, Revocations, Series, TrustBundle, TrustDomain};
 use wiretight_proxy::network::HostPort;
 use wiretight_proxy::{Instance, Registry};
+use wiretight_scan::passive::totals::Hour;
 use zeroize::Zeroizing;
 
 /// The TLS exporter label (RFC 8446, section 7.5) that binds proofs of the enrolment key to a connection.
@@ -323,6 +324,12 @@ pub enum FromNode {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         value: Option<Blob>,
     },
+    /// What the node has counted of its traffic. Totals of an hour replace earlier ones.
+    Totals {
+        /// The node's number for the request.
+        request: u64,
+        hours: Records<Hour>,
+    },
     /// Asks for a [`Self::Pong`], to check the connection.
     Ping,
     /// The answer to [`Self::Ping`].
@@ -389,6 +396,11 @@ pub enum FromAuthority {
         request: u64,
         /// The revision of the change.
         revision: u64,
+    },
+    /// The totals are stored.
+    Kept {
+        /// The request that this answers.
+        request: u64,
     },
     /// A record was not written because its revision is not the expected one.
     Conflict {

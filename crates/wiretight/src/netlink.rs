@@ -60,7 +60,11 @@ pub(crate) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])>
 /// The error of a message of kind [`NLMSG_ERROR`]; `None` for an acknowledgement.
 pub(crate) fn error(body: &[u8]) -> Option<Errno> {
     let code = body.get(..4).and_then(|b| b.try_into().ok()).map_or(0, i32::from_ne_bytes);
-    (code != 0).then(|| Errno::from_raw_os_error(code.saturating_neg()))
+    match code.saturating_neg() {
+        0 => None,
+        number @ 1..4096 => Some(Errno::from_raw_os_error(number)),
+        _ => Some(Errno::INVAL),
+    }
 }
 
 /// A request, built from its parts.
@@ -155,6 +159,8 @@ mod tests {
         assert_eq!(error(&0i32.to_ne_bytes()), None);
         assert_eq!(error(&(-16i32).to_ne_bytes()), Some(Errno::BUSY));
         assert_eq!(error(&[]), None);
-        assert!(error(&i32::MIN.to_ne_bytes()).is_some());
+        for strange in [i32::MIN, -4096, 1, i32::MAX] {
+            assert_eq!(error(&strange.to_ne_bytes()), Some(Errno::INVAL));
+        }
     }
 }

@@ -5,12 +5,14 @@
 //! numbers. So a request may be cancelled: the next one starts on a new line, and accepts only its own response.
 
 use std::io::{self, ErrorKind, Read};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitCode, ExitStatus, Stdio};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufStream};
@@ -43,6 +45,53 @@ pub(crate) fn line(message: &impl Serialize) -> serde_json::Result<Vec<u8>> {
     let mut bytes = serde_json::to_vec(message)?;
     bytes.push(b'\n');
     Ok(bytes)
+}
+
+/// How long a supervisor waits before it restarts a worker.
+const RESTART: Duration = Duration::from_secs(1);
+
+/// Runs a worker, with this process's standard input and output, until it succeeds or the node is gone. `worker` makes
+/// its command from whether it replaces one that died. `hopeless`: the exit status of a first worker that cannot start.
+pub(crate) fn supervise(
+    worker: impl Fn(bool) -> Command,
+    hopeless: Option<u8>,
+    mut died: impl FnMut(ExitStatus),
+) -> anyhow::Result<ExitCode> {
+    let mut again = false;
+    loop {
+        let ended = worker(again).status()?;
+        match ended.code() {
+            Some(0) => return Ok(ExitCode::SUCCESS),
+            Some(code) if hopeless.is_some_and(|h| code == i32::from(h)) && !again => {
+                return Ok(ExitCode::FAILURE);
+            }
+            _ => {}
+        }
+        died(ended);
+        again = true;
+        std::thread::sleep(RESTART);
+        let input = io::stdin();
+        let mut node = [PollFd::new(&input, PollFlags::empty())];
+        poll(&mut node, Some(&Timespec::default()))?;
+        if node[0].revents().contains(PollFlags::HUP) {
+            return Ok(ExitCode::SUCCESS);
+        }
+    }
+}
+
+/// Reads the available bytes of requests, at most `max`. Returns false at end of file.
+pub(crate) fn read_some(input: impl AsFd, asked: &mut Vec<u8>, max: usize) -> anyhow::Result<bool> {
+    let mut buffer = vec![0; 64 << 10];
+    match rustix::io::read(input, &mut buffer[..]) {
+        Ok(0) => Ok(false),
+        Ok(n) if asked.len() + n > max => anyhow::bail!("longer than {max} bytes"),
+        Ok(n) => {
+            asked.extend(&buffer[..n]);
+            Ok(true)
+        }
+        Err(Errno::AGAIN | Errno::INTR) => Ok(true),
+        Err(e) => Err(e.into()),
+    }
 }
 
 /// The connection to a child process.

@@ -87,16 +87,15 @@ pub(crate) fn read_only() -> Result<(), landlock::RulesetError> {
     Ok(())
 }
 
-/// For the child that maintains the kernel's rules: it may read and run every file, but write only in the state
-/// directory.
-pub(crate) fn write_only_in(state: &Path) -> Result<(), landlock::RulesetError> {
+/// For children with CAP_NET_ADMIN: they may read and run every file, but write only in these directories.
+pub(crate) fn write_only_in(directories: &[&Path]) -> Result<(), landlock::RulesetError> {
     let all = AccessFs::from_all(KNOWN);
     Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(all)?
         .create()?
         .add_rules(path_beneath_rules(["/"], AccessFs::from_read(KNOWN)))?
-        .add_rules(path_beneath_rules([state], all))?
+        .add_rules(path_beneath_rules(directories, all))?
         .restrict_self()?;
     Ok(())
 }

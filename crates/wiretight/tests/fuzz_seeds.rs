@@ -118,6 +118,11 @@ fn flows() {
 }
 
 #[test]
+fn netlink() {
+    replay("netlink", targets::netlink);
+}
+
+#[test]
 fn look() {
     replay("look", targets::look);
 }

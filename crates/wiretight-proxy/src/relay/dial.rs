@@ -705,7 +705,7 @@ async fn connect(dial: &Dial, to: &HostPort) -> Result<Ready, ConnectFailure> {
     let unreachable = |e: io::Error| ConnectFailure::new(Reason::Unreachable, e.to_string());
     let socket =
         net::with_descriptor(async || net::connect(to).await).await.map_err(unreachable)?;
-    let addr = socket.peer_addr().map_err(unreachable)?;
+    let ends = (socket.peer_addr().map_err(unreachable)?, socket.local_addr().ok());
     let (config, name) = (dial.tls.clone(), dial.server_name.clone());
     let shaken = TlsStream::connect(socket, config, name, HANDSHAKE).await;
     let (tls, HandshakeInfo { negotiated, chain }) = shaken.map_err(|e| {
@@ -725,7 +725,7 @@ async fn connect(dial: &Dial, to: &HostPort) -> Result<Ready, ConnectFailure> {
     let give_up = (now() + left / 2).min(peer.not_after());
     let lasts = Duration::from_secs(give_up.saturating_sub(now()));
     let service = &dial.settings.service;
-    let listed = dial.table.list(Side::Dial, service, peer, addr, negotiated, u32::MAX);
+    let listed = dial.table.list(Side::Dial, service, peer, ends, negotiated, u32::MAX);
     let listed = listed.ok_or_else(|| ConnectFailure::new(Reason::TooManyConnections, ""))?;
     // If the peer was revoked before it was registered, its connection was not closed with the others.
     if let Err(refusal) = dial.mesh.standing(listed.peer()) {

@@ -55,6 +55,7 @@ pub(crate) struct Live {
     service: Name,
     peer: VerifiedPeer,
     addr: SocketAddr,
+    local: Option<SocketAddr>,
     negotiated: Negotiated,
     opened: Instant,
     busy: AtomicBool,
@@ -187,6 +188,9 @@ pub struct Connection {
     pub service: Name,
     pub peer: SpiffeId,
     pub address: SocketAddr,
+    /// Its address and port here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local: Option<SocketAddr>,
     pub protocol: String,
     pub group: String,
     pub cipher: String,
@@ -330,13 +334,13 @@ impl Table {
         self.totals.lock().entry((side, service.clone())).or_default().clone()
     }
 
-    /// Registers a connection. `None` if the client would have more than `max` connections to this service.
+    /// Registers a connection with these addresses, the peer's and ours. `None` if the client would have more than `max` connections to this service.
     pub(crate) fn list(
         self: &Arc<Table>,
         side: Side,
         service: &Name,
         peer: VerifiedPeer,
-        addr: SocketAddr,
+        (addr, local): (SocketAddr, Option<SocketAddr>),
         negotiated: Negotiated,
         max: u32,
     ) -> Option<Listed> {
@@ -355,6 +359,7 @@ impl Table {
             service: service.clone(),
             peer,
             addr,
+            local,
             negotiated,
             opened: Instant::now(),
             busy: AtomicBool::new(false),
@@ -404,6 +409,7 @@ impl Table {
             service: l.service.clone(),
             peer: l.peer.id().clone(),
             address: l.addr,
+            local: l.local,
             protocol: protocol_name(l.negotiated),
             group: group_name(l.negotiated),
             cipher: cipher_name(l.negotiated),

@@ -306,7 +306,8 @@ async fn accept(
     }
     let id = peer.id().clone();
     let (settings, max) = (&service.settings, service.settings.max_per_peer);
-    let listed = service.table.list(Side::Service, &settings.name, peer, from, negotiated, max);
+    let ends = (from, tls.socket().local_addr().ok());
+    let listed = service.table.list(Side::Service, &settings.name, peer, ends, negotiated, max);
     let Some(listed) = listed else {
         let detail = format!("{id} already has {max} connections (max_connections_per_peer)");
         let reason = Refused::TooManyConnections.reason();

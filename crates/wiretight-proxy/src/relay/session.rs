@@ -623,7 +623,8 @@ pub(crate) mod tests {
         let (tls, HandshakeInfo { negotiated, chain }) = tls.unwrap_or_else(|e| panic!("{e}"));
         let verified = tls::peer(&mesh, &chain, Role::Client).unwrap();
         let table = Arc::<Table>::default();
-        let listed = table.list(Side::Service, &name("db"), verified, from, negotiated, 9).unwrap();
+        let listed =
+            table.list(Side::Service, &name("db"), verified, (from, None), negotiated, 9).unwrap();
         (Conn::new(tls, true), listed, table, peer.join().unwrap())
     }
 

@@ -1,7 +1,10 @@
 //! The best level that a version, a cipher suite, a group or a signature scheme allows, by its name alone.
 
+use std::borrow::Cow;
+use std::sync::LazyLock;
+
 use super::Level;
-use crate::names::{Bulk, Group, KeyExchange, SignatureScheme, Suite, Version};
+use crate::names::{Bulk, Group, KeyExchange, SignatureScheme, Suite, Version, suites};
 
 /// The best level that an endpoint with this version can have (RFC 8996; RFC 9325 section 3.1.1).
 pub fn version(version: Version) -> Level {
@@ -23,8 +26,15 @@ pub fn suite(name: &str) -> Level {
     }
 }
 
-/// The same, for a known suite.
+/// The same, for a known suite. A monitor asks for each flow, so the names are read once.
 pub fn of_suite(suite: Suite) -> Level {
+    static ALL: LazyLock<Vec<Level>> =
+        LazyLock::new(|| suites().iter().map(|suite| by_name(*suite)).collect());
+    let at = suites().binary_search_by_key(&suite.code, |suite| suite.code);
+    at.ok().and_then(|at| ALL.get(at).copied()).unwrap_or_else(|| by_name(suite))
+}
+
+fn by_name(suite: Suite) -> Level {
     let broken = matches!(suite.bulk(), Bulk::Null | Bulk::Rc4) || suite.has_small_blocks();
     let static_key = matches!(
         suite.key_exchange(),
@@ -202,4 +212,64 @@ pub fn ssh_cipher(cipher: &str, mac: &str) -> Level {
         }
         _ => Level::Unknown,
     }
+}
+
+// ---- IKE (IANA, IKEv2 Transform Type Values; RFC 8247, RFC 9395).
+
+/// The name and the best level of a transform, by its type (1 cipher, 2 PRF, 3 integrity, 4 and 6 to 12 key exchange) and
+/// its number. `Unknown` if it is unknown.
+pub fn ike(kind: u8, id: u16) -> (Cow<'static, str>, Level) {
+    use Level::*;
+    let known = match (kind, id) {
+        (1, 1..=2) => ("DES", Weak),
+        (1, 3) => ("3DES", Weak),
+        (1, 4..=8) => ("a 64-bit block cipher", Weak),
+        (1, 11) => ("NULL", Plaintext),
+        (1, 12) => ("AES-CBC", Acceptable),
+        (1, 13) => ("AES-CTR", Acceptable),
+        (1, 14..=16) => ("AES-CCM", Strong),
+        (1, 18..=20) => ("AES-GCM", Strong),
+        (1, 23) => ("Camellia-CBC", Acceptable),
+        (1, 28) => ("ChaCha20-Poly1305", Strong),
+        (2, 1) => ("PRF-HMAC-MD5", Weak),
+        (2, 2) => ("PRF-HMAC-SHA1", Acceptable),
+        (2, 4 | 8) => ("PRF-AES", Strong),
+        (2, 5) => ("PRF-HMAC-SHA2-256", Strong),
+        (2, 6) => ("PRF-HMAC-SHA2-384", Strong),
+        (2, 7) => ("PRF-HMAC-SHA2-512", Strong),
+        (3, 0) => ("no separate integrity", Strong),
+        (3, 1 | 6) => ("HMAC-MD5", Weak),
+        (3, 2 | 7) => ("HMAC-SHA1", Acceptable),
+        (3, 3 | 4) => ("DES-MAC", Weak),
+        (3, 5 | 8) => ("AES-MAC", Acceptable),
+        (3, 9..=11) => ("AES-GMAC", Strong),
+        (3, 12) => ("HMAC-SHA2-256", Strong),
+        (3, 13) => ("HMAC-SHA2-384", Strong),
+        (3, 14) => ("HMAC-SHA2-512", Strong),
+        (4, 1) => ("modp768", Weak),
+        (4, 2) => ("modp1024", Weak),
+        (4, 5) => ("modp1536", Weak),
+        (4, 14) => ("modp2048", Acceptable),
+        (4, 15) => ("modp3072", Acceptable),
+        (4, 16) => ("modp4096", Acceptable),
+        (4, 17) => ("modp6144", Acceptable),
+        (4, 18) => ("modp8192", Acceptable),
+        (4, 19) => ("secp256r1", Acceptable),
+        (4, 20) => ("secp384r1", Acceptable),
+        (4, 21) => ("secp521r1", Acceptable),
+        // RFC 8247 section 2.4: not to be used.
+        (4, 22..=24) => ("modp with a subgroup", Weak),
+        (4, 25) => ("secp192r1", Weak),
+        (4, 26) => ("secp224r1", Acceptable),
+        (4, 27..=30) => ("brainpool", Acceptable),
+        (4, 31) => ("x25519", Acceptable),
+        (4, 32) => ("x448", Acceptable),
+        (4 | 6..=12, 35) => ("ML-KEM-512", Strong),
+        (4 | 6..=12, 36) => ("ML-KEM-768", Strong),
+        (4 | 6..=12, 37) => ("ML-KEM-1024", Strong),
+        (6..=12, 0) => ("none", Acceptable),
+        (5, _) => ("ESN", Strong),
+        _ => return (format!("{kind}/{id}").into(), Unknown),
+    };
+    (known.0.into(), known.1)
 }

@@ -22,6 +22,8 @@ pub mod extension {
     pub const EXTENDED_MASTER_SECRET: u16 = 23;
     pub const COMPRESS_CERTIFICATE: u16 = 27;
     pub const SESSION_TICKET: u16 = 35;
+    /// In drafts of TLS 1.3 before the 23rd.
+    pub const KEY_SHARE_DRAFT: u16 = 40;
     pub const PRE_SHARED_KEY: u16 = 41;
     pub const EARLY_DATA: u16 = 42;
     pub const SUPPORTED_VERSIONS: u16 = 43;

@@ -157,12 +157,14 @@ impl<'a> ServerHelloRef<'a> {
         let mut reader = Reader::new(body);
         let legacy = reader.u16()?;
         let random = reader.array()?;
-        let session_id = reader.vec8()?;
+        // Drafts of TLS 1.3 before the 22nd had their own version here, and fewer fields.
+        let early_draft = legacy >> 8 == 0x7f;
+        let session_id = if early_draft { &[] } else { reader.vec8()? };
         if session_id.len() > 32 {
             return Err(Malformed("a session ID is longer than 32 bytes"));
         }
         let suite = reader.u16()?;
-        let compression = reader.u8()?;
+        let compression = if early_draft { 0 } else { reader.u8()? };
         let extensions = match reader.is_empty() {
             true => Extensions::default(),
             false => Extensions::new(reader.vec16()?)?,

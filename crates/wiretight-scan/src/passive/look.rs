@@ -8,17 +8,21 @@ mod brokers;
 mod files;
 mod http;
 mod industry;
+mod ipsec;
 mod media;
 mod names;
 mod network;
 mod others;
 mod quic;
+mod rdp;
 mod sealed;
+mod smb3;
 mod ssh;
 mod starttls;
 mod text;
 mod tls;
 mod tunnels;
+mod vpn;
 
 use std::borrow::Cow;
 
@@ -138,6 +142,9 @@ pub(crate) type Recogniser = fn(&Opening<'_>) -> Verdict;
 const TCP: &[Recogniser] = &[
     tls::look,
     ssh::look,
+    rdp::look,
+    smb3::look,
+    vpn::openvpn,
     http::http1,
     http::http2,
     starttls::replies,
@@ -216,6 +223,9 @@ const TCP: &[Recogniser] = &[
 const UDP: &[Recogniser] = &[
     quic::look,
     tls::dtls,
+    ipsec::ike,
+    vpn::wireguard,
+    vpn::openvpn,
     names::udp,
     media::stun,
     http::ssdp,
@@ -254,10 +264,11 @@ const UDP: &[Recogniser] = &[
     network::coap,
     media::rtp,
     files::rpc_reply,
+    ipsec::esp_in_udp,
 ];
 const SCTP: &[Recogniser] = &[network::diameter];
 /// All other transports.
-const IP: &[Recogniser] = &[network::by_number];
+const IP: &[Recogniser] = &[ipsec::esp, network::by_number];
 
 /// When no recogniser says more than no, and this many bytes of a direction were looked at, no more are needed.
 const ENOUGH: usize = 1024;

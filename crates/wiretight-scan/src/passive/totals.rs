@@ -120,6 +120,33 @@ pub struct Hour {
     pub totals: Totals,
 }
 
+/// The totals of an hour, or of a day whose hours were merged.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Period {
+    /// In seconds since 1970.
+    pub start: u64,
+    /// In seconds.
+    pub length: u64,
+    /// How many seconds of it were watched.
+    pub watched_seconds: u32,
+    #[serde(flatten)]
+    pub totals: Totals,
+}
+
+impl From<Hour> for Period {
+    fn from(hour: Hour) -> Self {
+        let Hour { start, watched_seconds, totals } = hour;
+        Self { start, length: Hour::LENGTH, watched_seconds, totals }
+    }
+}
+
+impl Period {
+    /// Whether it has a second in common with this time; `to` is the last second.
+    pub fn overlaps(&self, from: u64, to: u64) -> bool {
+        self.start <= to && self.start.saturating_add(self.length) > from
+    }
+}
+
 /// Why totals of another machine are not accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidTotals {
@@ -184,7 +211,8 @@ impl Totals {
             levels.entry(share.kind.level).or_default().add(share.count);
         }
         // Forwarded bytes cross the interfaces twice, but are one flow; what was missed is only known for the interfaces.
-        levels.entry(Level::Unknown).or_default().bytes += self.gaps.missed_bytes;
+        let missed = Count { connections: 0, bytes: self.gaps.missed_bytes };
+        levels.entry(Level::Unknown).or_default().add(missed);
         levels
     }
 }

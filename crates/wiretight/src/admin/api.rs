@@ -13,7 +13,7 @@ use wiretight_proxy::intercept::rules::Mode;
 use wiretight_proxy::registry::Host;
 use wiretight_proxy::{EdgeStatus, RelayStatus};
 use wiretight_scan::judge::Level;
-use wiretight_scan::passive::totals::Hour;
+use wiretight_scan::passive::totals::Period;
 
 use crate::agent::AgentStatus;
 use crate::authority::{NodeInfo, PendingToken};
@@ -274,8 +274,8 @@ pub struct HoursRequest {
 /// The response to [`HoursRequest`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HoursAnswer {
-    /// By node, with the oldest first. Older totals of a mesh are those of a day, and say so by `watched_seconds`.
-    pub nodes: BTreeMap<Name, Vec<Hour>>,
+    /// By node, with the oldest first. Totals of a mesh that are older than a month are those of a day.
+    pub nodes: BTreeMap<Name, Vec<Period>>,
 }
 
 /// What `wiretight status --json` prints.

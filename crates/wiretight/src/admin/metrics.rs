@@ -1,5 +1,6 @@
 //! Prometheus metrics, computed from the node's counters at each scrape.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use prometheus_client::collector::Collector;
@@ -12,10 +13,12 @@ use prometheus_client::registry::Registry;
 use wiretight_proxy::edge::SiteStatus;
 use wiretight_proxy::intercept::listing::Flow;
 use wiretight_proxy::intercept::rules::{Direction, Mode};
+use wiretight_scan::passive::totals::{Count, Way};
 
 use super::api::Status;
 use crate::intercept::InterceptStatus;
 use crate::log::sequencer::LogStatus;
+use crate::watch::host::WatchStatus;
 
 /// All metrics, in the OpenMetrics text format.
 pub(crate) fn render(status: Status) -> String {
@@ -67,6 +70,9 @@ impl Collector for Snapshot {
         edge(e, status)?;
         if let Some(of) = &status.intercept {
             intercept(e, of)?;
+        }
+        if let Some(of) = &status.watch {
+            watch(e, of)?;
         }
         let errors = vec![(Vec::new(), status.relay.accept_errors + status.edge.accept_errors)];
         counter(e, "accept_errors", "Failed calls of accept, which are repeated", errors)?;
@@ -185,6 +191,46 @@ fn intercept(e: &mut DescriptorEncoder<'_>, of: &InterceptStatus) -> fmt::Result
     counter(e, "plaintext_packets", help, flows(|f| f.packets))?;
     let help = "Plaintext bytes to and from machines of the mesh, including IP headers";
     counter(e, "plaintext_bytes", help, flows(|f| f.bytes))
+}
+
+/// At most one series for each direction, level and evidence.
+fn watch(e: &mut DescriptorEncoder<'_>, of: &WatchStatus) -> fmt::Result {
+    let mut sums: BTreeMap<(String, String, String), Count> = BTreeMap::new();
+    for share in &of.settled.shares {
+        let way = match share.kind.way {
+            Way::In => "in",
+            Way::Out => "out",
+            Way::Forwarded => "forwarded",
+            Way::Loopback => "loopback",
+            Way::Relay => "relay",
+        };
+        let labels = (way.into(), share.kind.level.to_string(), share.kind.grade.to_string());
+        sums.entry(labels).or_default().add(share.count);
+    }
+    let values = |value: fn(&Count) -> u64| {
+        let labels = |(way, level, grade): &(String, String, String)| {
+            vec![("way", way.clone()), ("level", level.clone()), ("grade", grade.clone())]
+        };
+        sums.iter().map(|(of, count)| (labels(of), value(count))).collect()
+    };
+    let help = "Connections of this machine, by level of encryption";
+    counter(e, "flow_connections", help, values(|count| count.connections))?;
+    let help = "Bytes of connections of this machine, including IP headers, by level of encryption";
+    counter(e, "flow_bytes", help, values(|count| count.bytes))?;
+    let one = |value: u64| vec![(Vec::new(), value)];
+    gauge(e, "flow_open", "Open connections", one(of.open))?;
+    let gaps = &of.settled.gaps;
+    let help = "Bytes that crossed the network interfaces, without headers of the link layer";
+    counter(e, "flow_interface_bytes", help, one(gaps.interface_bytes))?;
+    let help = "Of these, the bytes since the start that belong to no counted connection";
+    gauge(e, "flow_missed_bytes", help, one(gaps.missed_bytes))?;
+    let help = "Times that the kernel dropped notifications of connections";
+    counter(e, "flow_resyncs", help, one(gaps.resyncs))?;
+    let help = "First packets of connections that the kernel could not deliver";
+    counter(e, "flow_lost_packets", help, one(gaps.lost_packets))?;
+    let help = "1 if the traffic of this machine is being watched without a known problem";
+    let good = of.since.is_some() && of.problems.is_empty();
+    gauge(e, "flow_watching", help, one(good.into()))
 }
 
 fn counter(

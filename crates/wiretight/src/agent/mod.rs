@@ -33,6 +33,7 @@ use wiretight_keys::{
 use wiretight_proxy::Mesh;
 use wiretight_proxy::clock::now;
 use wiretight_proxy::network::HostPort;
+use wiretight_scan::passive::totals::Hour;
 
 use crate::config::Config;
 use crate::control::{Denial, Offer};
@@ -323,6 +324,11 @@ impl AgentHandle {
     /// Renews every identity now, and returns when all new ones are in use.
     pub async fn renew_now(&self) -> Result<(), AgentError> {
         self.ask(Command::Renew).await
+    }
+
+    /// Sends totals to the authority. Returns whether it has stored them; if not, it will never accept them.
+    pub async fn totals(&self, hour: Hour) -> Result<bool, AgentError> {
+        self.ask(|reply| Command::Totals(Box::new(hour), reply)).await
     }
 
     /// Has a certificate request (DER) signed. For `wiretight svid fetch`, which keeps the key. Returns leaf and

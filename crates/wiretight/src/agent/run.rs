@@ -19,6 +19,7 @@ use wiretight_keys::{Id, JoinToken, Refusal, Revocations, Role, Serial, SigningK
 use wiretight_proxy::clock::now;
 use wiretight_proxy::network::HostPort;
 use wiretight_proxy::{Identity, Mesh};
+use wiretight_scan::passive::totals::Hour;
 
 use super::link::{self, LinkError, Stream};
 use super::shared::{Errand, Errands};
@@ -54,6 +55,8 @@ pub(super) enum Command {
     Update(Box<AgentParams>),
     Renew(Reply<()>),
     Sign(Vec<u8>, Reply<Chain>),
+    /// Totals for the authority. The reply is whether it has them; if not, it will never take them.
+    Totals(Box<Hour>, Reply<bool>),
 }
 
 /// Why there is no stream, or it has ended.
@@ -121,6 +124,7 @@ struct Waiter {
 enum Pending {
     Renew { id: Id, key: SigningKey },
     Fetch(Reply<Chain>),
+    Totals(Reply<bool>),
 }
 
 /// The loop's state.
@@ -185,6 +189,11 @@ impl Link {
     /// How many more certificates may be requested now.
     fn room(&self) -> usize {
         self.most.saturating_sub(self.pending.len())
+    }
+
+    /// The authority does not know a type of message. If totals were sent, it is older than they are.
+    fn forget_totals(&mut self) {
+        self.pending.retain(|_, (pending, _)| !matches!(pending, Pending::Totals(_)));
     }
 
     async fn send(&mut self, message: &FromNode) -> Result<(), Trouble> {
@@ -400,9 +409,11 @@ impl Run {
                     Err(trouble) => trouble,
                 };
                 for (pending, _) in std::mem::take(&mut link.pending).into_values() {
-                    if let Pending::Fetch(reply) = pending {
-                        let why = "the connection to the authority failed. Try again in a moment.";
-                        let _ = reply.send(Err(why.into()));
+                    let why = "the connection to the authority failed. Try again in a moment.";
+                    match pending {
+                        Pending::Fetch(reply) => drop(reply.send(Err(why.into()))),
+                        Pending::Totals(reply) => drop(reply.send(Err(why.into()))),
+                        Pending::Renew { .. } => {}
                     }
                 }
                 // In TLS 1.3 the client learns only after the handshake that its certificate was refused.
@@ -499,7 +510,10 @@ impl Run {
                 }
                 Some(command) = self.inbox.recv() => {
                     let given = self.params.authority.clone();
-                    self.command(command).await;
+                    match command {
+                        Command::Totals(hour, reply) => self.totals(link, *hour, reply).await?,
+                        command => self.command(command).await,
+                    }
                     let new = &self.params.authority;
                     if *new != given && !new.is_empty() && !new.contains(&addr) {
                         return Err(Trouble::Again);
@@ -573,14 +587,28 @@ impl Run {
                     Some((Pending::Renew { id, key }, _)) => {
                         self.renewed(request, id, key, chain).await;
                     }
-                    None => {}
+                    Some((Pending::Totals(_), _)) | None => {}
                 }
             }
             FromAuthority::Refused { request: 0, denial } => {
                 tracing::error!(code = %denial.code, "the authority rejected what this node offers, or a part of it: {denial}");
                 self.report(|s| s.refused = Some(denial));
             }
+            FromAuthority::Kept { request } => {
+                if let Some((Pending::Totals(reply), _)) = link.pending.remove(&request) {
+                    let _ = reply.send(Ok(true));
+                }
+            }
             FromAuthority::Refused { request, denial } => match link.pending.remove(&request) {
+                Some((Pending::Totals(reply), _)) => {
+                    let _ = reply.send(match denial.code {
+                        Code::BadRequest => {
+                            tracing::warn!("the authority refuses the totals of an hour: {denial}");
+                            Ok(false)
+                        }
+                        _ => Err(denial.message),
+                    });
+                }
                 Some((Pending::Fetch(reply), _)) => drop(reply.send(Err(denial.message))),
                 Some((Pending::Renew { id, .. }, _)) => self.not_renewed(&id, denial.message),
                 None => link.sharing.refused(request, &denial.message),
@@ -588,6 +616,7 @@ impl Run {
             FromAuthority::Error(denial) => {
                 if denial.code == Code::UnknownType {
                     link.sharing.unknown_type();
+                    link.forget_totals();
                 }
                 return self.error(denial);
             }
@@ -650,6 +679,18 @@ impl Run {
         }
     }
 
+    async fn totals(
+        &mut self,
+        link: &mut Link,
+        hour: Hour,
+        reply: Reply<bool>,
+    ) -> Result<(), Trouble> {
+        let request = self.next_request;
+        self.next_request += 1;
+        link.pending.insert(request, (Pending::Totals(reply), Instant::now()));
+        link.send(&FromNode::Totals { request, hours: vec![hour].into() }).await
+    }
+
     async fn announce(&mut self, link: &mut Link) -> Result<(), Trouble> {
         let instances = self.offers(link.local);
         if link.announced.as_ref() == Some(&instances) {
@@ -685,6 +726,9 @@ impl Run {
     async fn command(&mut self, command: Command) {
         match command {
             Command::Update(params) => self.update(*params).await,
+            Command::Totals(_, reply) => {
+                let _ = reply.send(Err("there is no connection to the authority".into()));
+            }
             Command::Renew(reply) => {
                 if self.removed {
                     let _ = reply.send(Err("this node was removed from the mesh".into()));

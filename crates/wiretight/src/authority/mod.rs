@@ -43,6 +43,7 @@ use wiretight_proxy::net;
 use wiretight_proxy::network::HostPort;
 use wiretight_proxy::registry::Host;
 use wiretight_proxy::{Mesh, tls};
+use wiretight_scan::passive::totals::Period;
 use wiretight_store::Store;
 use wiretight_tlog::{LogSigner, Policy};
 
@@ -528,6 +529,15 @@ impl AuthorityHandle {
         ttl: Duration,
     ) -> Result<Vec<CertificateDer<'static>>, AuthorityError> {
         self.inner.registry.issue_web(names, spki, ttl.min(MAX_WEB_TTL)).await
+    }
+
+    /// What the nodes have counted of their traffic, by the hour, between two times in seconds since 1970.
+    pub async fn totals(
+        &self,
+        from: u64,
+        to: u64,
+    ) -> Result<BTreeMap<Name, Vec<Period>>, AuthorityError> {
+        Ok(self.inner.registry.totals(from, to).await?)
     }
 
     pub async fn list_nodes(&self) -> Result<Vec<NodeInfo>, AuthorityError> {

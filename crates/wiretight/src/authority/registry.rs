@@ -10,6 +10,7 @@
 //! issued/_web/SERIAL     a web server's certificate, likewise (no node can have this name)
 //! seen/NAME              when a node's stream last started or ended
 //! edge/service/SERVICE/  records that edges share (`shared`)
+//! watch/NAME/DAY         what a node has counted of its traffic (`totals`)
 //! ```
 //!
 //! The store has no transaction over several keys. So a change in several steps first marks the node's record as being
@@ -22,6 +23,7 @@
 mod issuing;
 mod shared;
 mod tokens;
+mod totals;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -556,7 +558,8 @@ impl Registry {
             self.prune_folder(REVOKED, |r: RevokedRecord| r.at < long_past).await?;
         }
         let old = now().saturating_sub(TOKEN_MEMORY);
-        self.prune_folder(TOKENS, |t: TokenRecord| t.expires < old).await
+        self.prune_folder(TOKENS, |t: TokenRecord| t.expires < old).await?;
+        self.prune_totals().await
     }
 
     async fn prune_folder<R: DeserializeOwned>(

@@ -823,6 +823,16 @@ impl StreamReader<'_> {
                     Err(denial) => refused(request, denial)?,
                 }
             }
+            FromNode::Totals { request, hours } => {
+                let kept = match self.server.revoked(peer) {
+                    None => self.server.registry.keep_totals(node, enrolment, hours).await,
+                    Some(denial) => Err(denial),
+                };
+                match kept {
+                    Ok(()) => FromAuthority::Kept { request },
+                    Err(denial) => refused(request, denial)?,
+                }
+            }
             FromNode::Ack { version } => {
                 self.seen.acked.store(version, Ordering::Relaxed);
                 return Ok(());

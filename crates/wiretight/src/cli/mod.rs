@@ -95,6 +95,8 @@ enum Verb {
     DnsHook(run::DnsHook),
     #[command(hide = true)]
     RulesKeeper(rules::RulesKeeper),
+    #[command(hide = true)]
+    Watcher(run::Watcher),
 }
 
 #[derive(Args, Clone)]
@@ -188,6 +190,7 @@ pub fn main() -> ExitCode {
         Verb::Man(verb) => verb.run(&Cli::command()),
         Verb::DnsHook(verb) => verb.run(),
         Verb::RulesKeeper(verb) => verb.run(),
+        Verb::Watcher(verb) => verb.run(),
     };
     match done {
         Ok(code) => code,

@@ -83,7 +83,7 @@ pub(super) struct RulesKeeper {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Worker {
+pub(super) enum Worker {
     /// The first worker
     First,
     /// The replacement of a worker that died

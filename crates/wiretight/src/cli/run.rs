@@ -5,9 +5,11 @@ use std::process::ExitCode;
 
 use clap::Args;
 
+use super::rules::Worker;
 use super::{Output, Where};
 use crate::admin::api::ReloadAnswer;
 use crate::admin::client::Received;
+use crate::watch::host;
 
 /// Run this node: every role that the configuration has a section for
 #[derive(Args)]
@@ -44,6 +46,25 @@ impl DnsHook {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         crate::acme::serve_dns_hook(&self.commands)?;
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Watch the traffic for the node that started this process
+#[derive(Args)]
+pub(super) struct Watcher {
+    #[arg(long)]
+    no_landlock: bool,
+    /// Run as the worker process
+    #[arg(long)]
+    worker: Option<Worker>,
+}
+
+impl Watcher {
+    pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        match self.worker {
+            None => host::serve(!self.no_landlock),
+            Some(worker) => host::work(!self.no_landlock, worker == Worker::Again),
+        }
     }
 }
 

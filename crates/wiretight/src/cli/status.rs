@@ -4,12 +4,15 @@ use std::process::ExitCode;
 
 use clap::Args;
 use wiretight_proxy::relay::PeerSum;
+use wiretight_scan::judge::Level;
+use wiretight_scan::passive::totals::Count;
 
 use super::term::{self, Table};
 use super::{Output, Where, plaintext};
 use crate::admin::api::Status as NodeStatus;
 use crate::admin::client::Received;
 use crate::log::sequencer::LogStatus;
+use crate::watch::host::WatchStatus;
 
 /// Refusals that are shown; `--json` has more.
 const REFUSALS: usize = 10;
@@ -104,9 +107,10 @@ fn head(status: &NodeStatus) -> String {
     if alone {
         authority = "none: this node is not in a mesh and does not need one".into();
     }
+    let watch = status.watch.as_ref().map(watch).unwrap_or_default();
     let process = &status.process;
     format!(
-        "node {} of {}{}: {ready}, up {}, pid {}, sandbox {}\nauthority: {authority}\n{transparency}",
+        "node {} of {}{}: {ready}, up {}, pid {}, sandbox {}\nauthority: {authority}\n{transparency}{watch}",
         term::bold(process.node.as_str()),
         process.trust_domain,
         if status.is_authority { " (the authority)" } else { "" },
@@ -114,6 +118,31 @@ fn head(status: &NodeStatus) -> String {
         process.pid,
         status.sandbox.word(),
     )
+}
+
+/// How much of this machine's traffic is encrypted.
+fn watch(of: &WatchStatus) -> String {
+    let mut out = match of.since {
+        None => "watch:     not watching\n".to_owned(),
+        Some(since) => {
+            let sum: u64 = of.levels.values().map(|count| count.bytes).sum();
+            let share = |(level, count): (&Level, &Count)| {
+                let percent = 100.0 * count.bytes as f64 / sum.max(1) as f64;
+                format!("{percent:.1} % {level}")
+            };
+            let shares: Vec<String> = of.levels.iter().rev().map(share).collect();
+            format!(
+                "watch:     {} open connections; of the bytes in {}: {} (`wiretight watch`)\n",
+                of.open,
+                term::span(term::since(since)),
+                shares.join(", ")
+            )
+        }
+    };
+    for problem in &of.problems {
+        out += &format!("           {}\n", term::bad(problem));
+    }
+    out
 }
 
 /// Whether certificates must be in the log, and the state of the authority's log.

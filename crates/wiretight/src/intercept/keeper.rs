@@ -222,29 +222,17 @@ impl Keeper {
 pub fn serve(state_dir: &Path, landlock: bool) -> anyhow::Result<ExitCode> {
     // The worker reports a missing capability.
     let _ = privilege::keep_net_admin_only()?;
-    let mut again = false;
-    let mut logs = None;
-    loop {
+    let worker = |again: bool| {
         let mut worker = program::own_program();
         worker.arg("rules-keeper").arg(state_dir).args((!landlock).then_some("--no-landlock"));
         worker.args(["--worker", if again { "again" } else { "first" }]);
-        let ended = worker.status()?;
-        match ended.code() {
-            Some(0) => return Ok(ExitCode::SUCCESS),
-            Some(code) if code == i32::from(NOT_BEGUN) && !again => return Ok(ExitCode::FAILURE),
-            _ => {}
-        }
+        worker
+    };
+    let mut logs = None;
+    program::supervise(worker, Some(NOT_BEGUN), |ended| {
         logs.get_or_insert_with(crate::logging::start);
         tracing::error!(%ended, "the process that maintains the kernel's rules has died and is restarted; the rules stay in force");
-        again = true;
-        std::thread::sleep(TICK);
-        let input = std::io::stdin();
-        let mut node = [PollFd::new(&input, PollFlags::empty())];
-        poll(&mut node, Some(&Timespec::default()))?;
-        if node[0].revents().contains(PollFlags::HUP) {
-            return Ok(ExitCode::SUCCESS);
-        }
-    }
+    })
 }
 
 /// The worker: loads and maintains rules until its parents are gone. `again`: it replaces a worker that died.
@@ -272,21 +260,6 @@ pub fn work(state_dir: &Path, landlock: bool, again: bool) -> anyhow::Result<Exi
     let ended = child.converse(again);
     child.leave_no_trial();
     ended.map(|()| ExitCode::SUCCESS)
-}
-
-/// Reads the available bytes. Returns false at end of file.
-fn read_some(input: impl AsFd, asked: &mut Vec<u8>) -> anyhow::Result<bool> {
-    let mut buffer = vec![0; 64 << 10];
-    match rustix::io::read(input, &mut buffer[..]) {
-        Ok(0) => Ok(false),
-        Ok(n) if asked.len() + n > MAX_RULES => anyhow::bail!("longer than {MAX_RULES} bytes"),
-        Ok(n) => {
-            asked.extend(&buffer[..n]);
-            Ok(true)
-        }
-        Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(true),
-        Err(e) => Err(e.into()),
-    }
 }
 
 fn line(number: u64, answer: &Answer) -> serde_json::Result<Vec<u8>> {
@@ -354,7 +327,7 @@ impl Child {
         }
         if landlock {
             let failed = |e| MachineError::Rules(format!("Landlock: {e}"));
-            sandbox::write_only_in(state.path()).map_err(failed)?;
+            sandbox::write_only_in(&[state.path()]).map_err(failed)?;
         }
         let refused = |e: rustix::io::Errno| {
             MachineError::Rules(format!("cannot subscribe to the kernel's notifications: {e}"))
@@ -471,7 +444,7 @@ impl Child {
                     Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
                     Err(_) => return Ok(()),
                 }
-            } else if !read_some(&input, &mut asked)? {
+            } else if !program::read_some(&input, &mut asked, MAX_RULES)? {
                 return Ok(());
             }
             // Half a request, to the worker that died, may come first.

@@ -3,6 +3,7 @@
 //! - `keeper`: the child process that maintains the rules of a running node, with CAP_NET_ADMIN and nothing else
 //! - `table`: the nftables table; changes are transactions that are checked and read back
 //! - `guard`: a second table, for the moments in which the main table is missing
+//! - `owned`: tables that exist only while their process runs
 //! - `node`: the rules of a running node
 //! - `refused`: connections that would be redirected and then refused by the peer
 //! - `programs`, `sockets`: which programs send plaintext
@@ -19,6 +20,7 @@ mod keeper;
 mod nft;
 mod node;
 mod notices;
+mod owned;
 mod program;
 mod programs;
 mod refused;
@@ -45,7 +47,10 @@ use table::Table;
 pub use keeper::{Health, Keeper, MAX_TRIAL, MIN_TRIAL, Report, TrialStatus, serve, work};
 pub(crate) use node::Interception;
 pub use node::{InterceptStatus, Strict};
+pub(crate) use owned::Owned;
+pub(crate) use programs::Groups;
 pub use refused::{Failure, WouldFail};
+pub(crate) use sockets::Finder;
 
 /// The saved rules.
 const FILE: &str = "rules.json";
@@ -246,7 +251,7 @@ pub fn down(state: &PrivateDir) -> Result<bool, InterceptError> {
     // A running node notices the change and removes its guard table.
     drop(lock);
     let end = Instant::now() + GUARD_PATIENCE;
-    while !nft::guards()?.is_empty() {
+    while !nft::tables(GUARD)?.is_empty() {
         if Instant::now() > end {
             // Its holder hangs.
             return Err(InterceptError::Own(format!(

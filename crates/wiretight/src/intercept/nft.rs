@@ -4,7 +4,7 @@ use std::process::Child;
 
 use serde_json::Value;
 use wiretight_proxy::intercept::listing::Listing;
-use wiretight_proxy::intercept::rules::{GUARD, TABLE};
+use wiretight_proxy::intercept::rules::TABLE;
 
 use super::program::{self, ProgramError};
 use super::{ForeignError, InterceptError, MachineError};
@@ -48,11 +48,11 @@ fn unless_missing<T>(ran: Result<T, InterceptError>) -> Result<Option<T>, Interc
     }
 }
 
-/// The names of our guard tables.
-pub(super) fn guards() -> Result<Vec<String>, InterceptError> {
+/// The names of the tables that start like this.
+pub(super) fn tables(prefix: &str) -> Result<Vec<String>, InterceptError> {
     let listed = run(&["list", "tables", "inet"], "")?;
     let listed = String::from_utf8_lossy(&listed);
-    let names = listed.split_whitespace().filter(|word| word.starts_with(GUARD));
+    let names = listed.split_whitespace().filter(|word| word.starts_with(prefix));
     Ok(names.map(str::to_owned).collect())
 }
 

@@ -109,19 +109,23 @@ fn matches(protocol: &'static str, socket: &Socket, served: &HashMap<u16, Vec<Ke
 }
 
 /// The existing control groups (v2).
-struct Groups {
+pub(crate) struct Groups {
     root: Option<PathBuf>,
     by_number: HashMap<u64, String>,
 }
 
 impl Groups {
-    fn here() -> Groups {
+    pub(crate) fn here() -> Groups {
         let root = mounted();
         let by_number = root.as_deref().map(numbers).unwrap_or_default();
         Groups { root, by_number }
     }
 
-    fn program(&self, group: Option<u64>, user: u32) -> Program {
+    pub(crate) fn has(&self, group: u64) -> bool {
+        self.by_number.contains_key(&group)
+    }
+
+    pub(crate) fn program(&self, group: Option<u64>, user: u32) -> Program {
         let path = group.and_then(|number| self.by_number.get(&number));
         let name =
             self.root.as_ref().zip(path).and_then(|(root, path)| only(&root.join(path), user));

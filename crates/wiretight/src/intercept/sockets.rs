@@ -26,14 +26,14 @@ const CGROUP_ID: u16 = 21;
 const MESSAGE: usize = 72;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Socket {
-    pub(super) local: SocketAddr,
+pub(crate) struct Socket {
+    pub(crate) local: SocketAddr,
     /// `None` if it is listening or not connected.
-    pub(super) remote: Option<SocketAddr>,
-    pub(super) user: u32,
+    pub(crate) remote: Option<SocketAddr>,
+    pub(crate) user: u32,
     /// The kernel's number of its control group (v2).
-    pub(super) group: Option<u64>,
-    pub(super) mark: u32,
+    pub(crate) group: Option<u64>,
+    pub(crate) mark: u32,
 }
 
 /// Calls `see` for each socket of a protocol, "tcp" or "udp".
@@ -42,18 +42,79 @@ pub(super) fn each(protocol: &str, mut see: impl FnMut(Socket)) -> Result<(), Er
     for family in [INET, INET6] {
         let socket = netlink::open(Some(families::SOCK_DIAG), 0, SocketFlags::empty())?;
         set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE))?;
-        request(family, number).send(&socket)?;
+        request(family, number, DUMP, None).send(&socket)?;
         read_all(&socket, &mut see)?;
     }
     Ok(())
 }
 
-/// struct inet_diag_req_v2, for all addresses.
-fn request(family: u8, protocol: u8) -> Request {
+/// Finds single sockets.
+pub(crate) struct Finder(OwnedFd);
+
+impl Finder {
+    pub(crate) fn open() -> Result<Finder, Errno> {
+        let socket = netlink::open(Some(families::SOCK_DIAG), 0, SocketFlags::empty())?;
+        set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE))?;
+        Ok(Finder(socket))
+    }
+
+    /// The socket with these ends; without `remote`, the one that accepts connections or datagrams there. `None` if there
+    /// is none. `tcp`: else UDP.
+    pub(crate) fn find(
+        &self,
+        tcp: bool,
+        local: SocketAddr,
+        remote: Option<SocketAddr>,
+    ) -> Result<Option<Socket>, Errno> {
+        let nowhere = match local {
+            SocketAddr::V4(_) => SocketAddr::from(([0; 4], 0)),
+            SocketAddr::V6(_) => SocketAddr::from(([0; 16], 0)),
+        };
+        let (family, remote) =
+            (if local.is_ipv4() { INET } else { INET6 }, remote.unwrap_or(nowhere));
+        // For a single UDP socket the kernel expects the ends in reverse, "for historical reasons" (net/ipv4/udp_diag.c).
+        let ends = if tcp { (local, remote) } else { (remote, local) };
+        request(family, if tcp { 6 } else { 17 }, 0, Some(ends)).send(&self.0)?;
+        let mut buffer = [0; 8192];
+        let length = recv(&self.0, &mut buffer[..], RecvFlags::empty())?.0;
+        let mut found = None;
+        for message in netlink::messages(buffer.get(..length).unwrap_or_default()) {
+            match message.kind {
+                SOCK_DIAG_BY_FAMILY => found = parse(message.body),
+                NLMSG_ERROR => match netlink::error(message.body) {
+                    None | Some(Errno::NOENT) => {}
+                    Some(error) => return Err(error),
+                },
+                _ => {}
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// struct inet_diag_req_v2: for all addresses, or for a socket with these ends.
+fn request(
+    family: u8,
+    protocol: u8,
+    flags: u16,
+    ends: Option<(SocketAddr, SocketAddr)>,
+) -> Request {
     let mut fixed = [0; 56];
     fixed[..2].copy_from_slice(&[family, protocol]);
     fixed[4..8].copy_from_slice(&STATES.to_ne_bytes());
-    Request::new(SOCK_DIAG_BY_FAMILY, DUMP, &fixed)
+    if let Some((source, destination)) = ends {
+        fixed[8..10].copy_from_slice(&source.port().to_be_bytes());
+        fixed[10..12].copy_from_slice(&destination.port().to_be_bytes());
+        for (at, end) in [(12, source), (28, destination)] {
+            match end.ip() {
+                IpAddr::V4(ip) => fixed[at..at + 4].copy_from_slice(&ip.octets()),
+                IpAddr::V6(ip) => fixed[at..at + 16].copy_from_slice(&ip.octets()),
+            }
+        }
+        // INET_DIAG_NOCOOKIE
+        fixed[48..].fill(0xff);
+    }
+    Request::new(SOCK_DIAG_BY_FAMILY, flags, &fixed)
 }
 
 fn read_all(socket: &OwnedFd, see: &mut impl FnMut(Socket)) -> Result<(), Errno> {
@@ -134,6 +195,33 @@ mod tests {
         assert!(!seen(from, None), "the control");
         let at = udp.local_addr().unwrap();
         assert!(of("udp").iter().any(|s| s.local == at && s.remote.is_none() && s.user == me));
+    }
+
+    #[test]
+    fn a_single_socket_is_found_by_its_ends() {
+        let finder = Finder::open().unwrap();
+        let me = rustix::process::geteuid().as_raw();
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = TcpListener::bind(address).unwrap();
+            let at = listener.local_addr().unwrap();
+            let stream = TcpStream::connect(at).unwrap();
+            let from = stream.local_addr().unwrap();
+            let client = finder.find(true, from, Some(at)).unwrap().unwrap();
+            assert_eq!((client.local, client.remote, client.user), (from, Some(at), me));
+            let server = finder.find(true, at, None).unwrap().unwrap();
+            assert_eq!((server.local, server.remote), (at, None));
+            let udp = UdpSocket::bind(address).unwrap();
+            let bound = udp.local_addr().unwrap();
+            assert_eq!(finder.find(false, bound, None).unwrap().unwrap().local, bound);
+            let peer = UdpSocket::bind(address).unwrap();
+            peer.connect(bound).unwrap();
+            let ends = (peer.local_addr().unwrap(), Some(bound));
+            let found = finder.find(false, ends.0, ends.1).unwrap().unwrap();
+            assert_eq!((found.local, found.remote), ends);
+            drop((listener, stream, udp, peer));
+            assert_eq!(finder.find(true, at, None).unwrap(), None);
+            assert_eq!(finder.find(false, bound, None).unwrap(), None);
+        }
     }
 
     #[test]

@@ -21,8 +21,8 @@ use tokio::sync::Semaphore;
 use super::daemon::{Daemon, RequestError};
 use super::mode;
 use crate::admin::api::{
-    AddressesRequest, ErrorAnswer, GrantRequest, ModeRequest, RemoveRequest, RevokeRequest,
-    RevokeTokenRequest, RotateRequest, SvidRequest, TokenRequest,
+    AddressesRequest, ErrorAnswer, GrantRequest, HoursRequest, ModeRequest, RemoveRequest,
+    RevokeRequest, RevokeTokenRequest, RotateRequest, SvidRequest, TokenRequest, WatchRequest,
 };
 use crate::admin::{metrics, socket_path};
 use crate::authority::Grant;
@@ -191,6 +191,14 @@ async fn route(
         (&Method::POST, "/v1/mode") => {
             let request: ModeRequest = parse(&body)?;
             ok(mode::step(&daemon, request).await?)
+        }
+        (&Method::POST, "/v1/watch") => {
+            let request: WatchRequest = parse(&body)?;
+            ok(daemon.watched(request).await?)
+        }
+        (&Method::POST, "/v1/watch/hours") => {
+            let request: HoursRequest = parse(&body)?;
+            ok(daemon.hours(request).await?)
         }
         (&Method::POST, "/v1/reload") => ok(daemon.reload().await?),
         (&Method::POST, "/v1/renew") => ok(daemon.renew().await?),

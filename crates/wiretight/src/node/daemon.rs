@@ -13,9 +13,10 @@ use wiretight_proxy::{Edge, Mesh, Relay};
 
 use crate::acme::{self, Acme};
 use crate::admin::api::{
-    AddressesAnswer, BundleAnswer, DialStatus, GrantAnswer, IdentityStatus, NodesAnswer,
-    ProcessStatus, ReloadAnswer, RemoveAnswer, RenewAnswer, RevokeTokenAnswer, RotateStep,
-    ServiceStatus, Status, SvidAnswer, TokenAnswer, TokensAnswer, TransparencyStatus,
+    AddressesAnswer, BundleAnswer, DialStatus, GrantAnswer, HoursAnswer, HoursRequest,
+    IdentityStatus, NodesAnswer, ProcessStatus, ReloadAnswer, RemoveAnswer, RenewAnswer,
+    RevokeTokenAnswer, RotateStep, ServiceStatus, Status, SvidAnswer, TokenAnswer, TokensAnswer,
+    TransparencyStatus, WatchRequest,
 };
 use crate::agent::{AgentHandle, AgentParams};
 use crate::authority::{Affected, AuthorityError, AuthorityHandle, CaStatus, Grant, Ttls};
@@ -26,6 +27,7 @@ use crate::logging::chain;
 use crate::sandbox::Sandbox;
 use crate::sites::files::FileCertificates;
 use crate::sites::internal::InternalCertificates;
+use crate::watch::host::{Listing, Watching};
 
 /// The most connections listed in a status.
 const CONNECTIONS: usize = 1000;
@@ -44,6 +46,7 @@ pub struct Daemon {
     pub(crate) agent: AgentHandle,
     pub(crate) authority: Option<AuthorityHandle>,
     pub(crate) interception: Option<Arc<Interception>>,
+    pub(crate) watching: Option<Arc<Watching>>,
     pub(crate) sandbox: Sandbox,
     pub(crate) started: Instant,
     /// Set until the previous process has handed the node over.
@@ -73,6 +76,10 @@ impl From<AuthorityError> for RequestError {
         }
     }
 }
+
+const NOT_WATCHING: RequestError = RequestError::NotHere(
+    "this node does not watch its traffic: add [watch] to its configuration and restart it",
+);
 
 const NO_AUTHORITY: RequestError = RequestError::NotHere(
     "this node is not the authority: run this on the node whose configuration has [authority]",
@@ -186,7 +193,7 @@ impl Daemon {
                 .chain(self.internal.iter().flat_map(|i| i.errors()))
                 .collect(),
             intercept,
-            watch: None,
+            watch: self.watching.as_ref().map(|host| host.status()),
             sandbox: self.sandbox,
         }
     }
@@ -305,6 +312,24 @@ impl Daemon {
     /// Transparent interception, if `[intercept]` is configured.
     pub(crate) fn interception(&self) -> Option<&Interception> {
         self.interception.as_deref()
+    }
+
+    /// What flows through this machine.
+    pub(crate) async fn watched(&self, request: WatchRequest) -> Result<Listing, RequestError> {
+        let host = self.watching.as_ref().ok_or(NOT_WATCHING)?;
+        host.listing(request.level, request.rows).await.map_err(RequestError::Failed)
+    }
+
+    /// What flowed through this machine, or all of the mesh, by the hour.
+    pub(crate) async fn hours(&self, request: HoursRequest) -> Result<HoursAnswer, RequestError> {
+        let HoursRequest { from, to, mesh } = request;
+        if mesh {
+            let nodes = self.authority()?.totals(from, to).await?;
+            return Ok(HoursAnswer { nodes });
+        }
+        let host = self.watching.as_ref().ok_or(NOT_WATCHING)?;
+        let name = self.config.load().node.name.clone();
+        Ok(HoursAnswer { nodes: [(name, host.hours(from, to))].into() })
     }
 
     /// Renews all identities at once.

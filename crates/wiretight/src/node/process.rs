@@ -46,6 +46,7 @@ use crate::sandbox::{self, Sandbox};
 use crate::sites::files::{self, FileCertificates};
 use crate::sites::health;
 use crate::sites::internal::InternalCertificates;
+use crate::watch::host::Watching;
 
 /// How long a process that takes over may take until its identities, which are on disk, are in force.
 const READY: Duration = Duration::from_secs(20);
@@ -74,6 +75,7 @@ pub fn run(config: Config, take_over: bool) -> anyhow::Result<()> {
     let dns_hook = DnsHook::start(&config.dns_commands())
         .context("cannot start the process that runs dns_command")?;
     let interception = Interception::begin(&config, state.path())?;
+    let watching = Watching::begin(&config);
     let roots = config.acme.iter().filter_map(|ca| ca.roots.as_ref());
     let policy = config.witnesses.iter().map(|w| &w.policy);
     let reads = token.chain(files::files(&config)).chain(roots).chain(policy);
@@ -107,8 +109,13 @@ pub fn run(config: Config, take_over: bool) -> anyhow::Result<()> {
         ),
         Sandbox::Off => tracing::info!("sandbox: disabled in the configuration"),
     }
-    let mut plane =
-        Plane::start(config, &state, sockets, (dns_hook, interception), (sandbox, workers))?;
+    let mut plane = Plane::start(
+        config,
+        &state,
+        sockets,
+        (dns_hook, interception, watching),
+        (sandbox, workers),
+    )?;
     let mut predecessor = predecessor.zip(expected);
     let mut lock = Some(lock);
     loop {
@@ -154,6 +161,7 @@ struct Plane {
     site_files: Arc<FileCertificates>,
     dns_hook: Option<Arc<DnsHook>>,
     interception: Option<Arc<Interception>>,
+    watching: Option<Arc<Watching>>,
     sockets: Arc<Sockets>,
     /// The listening sockets of the control part.
     held: Mutex<HashMap<SocketAddr, TcpListener>>,
@@ -175,7 +183,11 @@ impl Plane {
         config: Config,
         state: &PrivateDir,
         sockets: Sockets,
-        (dns_hook, interception): (Option<DnsHook>, Option<Interception>),
+        (dns_hook, interception, watching): (
+            Option<DnsHook>,
+            Option<Interception>,
+            Option<Watching>,
+        ),
         (sandbox, workers): (Sandbox, usize),
     ) -> anyhow::Result<Plane> {
         let mesh = Mesh::new(config.node.trust_domain.clone());
@@ -202,6 +214,7 @@ impl Plane {
             site_files,
             dns_hook: dns_hook.map(Arc::new),
             interception: interception.map(Arc::new),
+            watching: watching.map(Arc::new),
             sockets,
             held: Mutex::default(),
             sandbox,
@@ -253,7 +266,7 @@ impl Plane {
         };
         to.pass(&passed)?;
         *lock = None;
-        (self.interception, self.dns_hook) = (None, None);
+        (self.interception, self.dns_hook, self.watching) = (None, None, None);
         self.held.lock().clear();
         Ok(())
     }
@@ -311,8 +324,9 @@ struct Control<'a> {
     daemon: Arc<Daemon>,
     /// Ends when another process wants to take over.
     next: JoinHandle<Successor>,
-    /// Maintains the interception rules until `stop` is set.
+    /// Maintain the interception rules, and watch the traffic, until `stop` is set.
     rules: Option<JoinHandle<()>>,
+    watching: Option<JoinHandle<()>>,
     stop: watch::Sender<bool>,
 }
 
@@ -353,6 +367,7 @@ impl Control<'_> {
             agent,
             authority,
             interception: plane.interception.clone(),
+            watching: plane.watching.clone(),
             sandbox: plane.sandbox,
             started: plane.started,
             taking_over: AtomicBool::new(predecessor.is_some()),
@@ -383,6 +398,13 @@ impl Control<'_> {
             let (of, mesh) = (plane.config.clone(), daemon.mesh.clone());
             tokio::spawn(interception.run(move || of.load_full(), mesh, stopped))
         });
+        let watching = plane.watching.clone().map(|host| {
+            let (of, relay, agent) = (plane.config.clone(), plane.relay.clone(), &daemon.agent);
+            let dir = PrivateDir::open(state.path())?;
+            let run = host.run(move || of.load_full(), relay, agent.clone(), dir, stop.subscribe());
+            anyhow::Ok(tokio::spawn(run))
+        });
+        let watching = watching.transpose()?;
         tokio::spawn(daemon.site_files.clone().watch());
         tokio::spawn(daemon.acme.clone().run());
         tokio::spawn(health::keep(plane.edge.clone(), PrivateDir::open(state.path())?));
@@ -391,7 +413,7 @@ impl Control<'_> {
         let (version, workers) = (env!("CARGO_PKG_VERSION"), plane.workers);
         tracing::info!(%node, %trust_domain, version, workers, "node started");
         notify(&[NotifyState::Ready, NotifyState::Status("running")]);
-        Ok(Control { plane, state, daemon, next, rules, stop })
+        Ok(Control { plane, state, daemon, next, rules, watching, stop })
     }
 
     /// Runs until the node is told to stop or another process wants to take over.
@@ -421,7 +443,7 @@ impl Control<'_> {
         successor: Option<Successor>,
         (terminate, interrupt): &mut (Signal, Signal),
     ) -> Turn {
-        let Control { plane, state, daemon, rules, stop, .. } = self;
+        let Control { plane, state, daemon, rules, watching, stop, .. } = self;
         if let Some(interception) = &plane.interception {
             interception.end_trial().await;
         }
@@ -443,8 +465,8 @@ impl Control<'_> {
             tracing::warn!(%error, "cannot save the HSTS state of the sites");
         }
         stop.send_replace(true);
-        if let Some(rules) = rules {
-            let _ = rules.await;
+        for task in [rules, watching].into_iter().flatten() {
+            let _ = task.await;
         }
         let ready = daemon.agent.ready();
         daemon.agent.shutdown().await;

@@ -1,14 +1,47 @@
 //! The traffic of this machine: which connections there are, what of them is encrypted, how well, and whose they are.
 //! Started by `[watch]`. Nothing here drops, delays or changes a packet.
 
-use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+mod census;
+mod child;
+pub mod conntrack;
+pub mod interfaces;
+pub mod nflog;
+mod programs;
+mod ring;
 
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use wiretight_proxy::Relay;
 use wiretight_proxy::intercept::listing::Program;
+use wiretight_proxy::relay::Connection;
 use wiretight_scan::judge::Level;
-use wiretight_scan::passive::totals::{Count, Gaps, Totals, Way};
-use wiretight_scan::passive::{Seen, Transport};
+use wiretight_scan::passive::totals::{Count, Gaps, Period, Totals, Way};
+use wiretight_scan::passive::{Grade, Sealed, Seen, Transport};
+
+use crate::agent::AgentHandle;
+use crate::config::{self, Config};
+use crate::private_dir::PrivateDir;
+use crate::program::{self, Helper};
+use census::{Own, Session};
+use child::{Answer, Ask, Report, Rows};
+use ring::Ring;
+
+pub use child::{serve, work};
+
+/// How often the child is asked for what it has counted.
+const ROUND: Duration = Duration::from_secs(10);
+/// How long it may take to answer.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// The longest answer, in bytes.
+const MAX_ANSWER: u64 = 64 << 20;
+/// The most rows in an answer.
+const MAX_ROWS: usize = 20_000;
 
 /// All connections between a client and a server that are the same in direction, protocol, level and program.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,10 +78,13 @@ pub struct WatchStatus {
     /// What crossed a network since then, by level. `unknown` includes what was missed.
     pub levels: BTreeMap<Level, Count>,
     pub gaps: Gaps,
-    /// Totals of hours that the authority does not have yet.
+    /// Totals of complete hours that the authority does not have yet, up to 8.
     pub unsent_hours: usize,
     /// Why nothing, or not everything, is seen.
     pub problems: Vec<String>,
+    /// What was counted since then and will not change, for metrics.
+    #[serde(skip)]
+    pub settled: Totals,
 }
 
 /// What the node knows now.
@@ -63,4 +99,202 @@ pub struct Listing {
     pub left_out: u64,
     /// Rows that were forgotten because there were too many; they are in `totals`.
     pub forgotten: u64,
+}
+
+/// What the node does about `[watch]`.
+pub(crate) struct Watching {
+    /// `Err`: why the child could not be started.
+    helper: Result<tokio::sync::Mutex<Helper>, String>,
+    settings: config::Watch,
+    known: Mutex<Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    report: Option<Report>,
+    ring: Ring,
+    /// Why the child does not answer, or the totals cannot be saved.
+    gone: Option<String>,
+    unsaved: Option<String>,
+}
+
+impl Watching {
+    /// Starts the child. Call it before entering the sandbox. `None` without `[watch]`. A child that cannot start does not
+    /// keep the node from running.
+    pub(crate) fn begin(config: &Config) -> Option<Watching> {
+        let settings = config.watch.clone()?;
+        let mut command = program::own_program();
+        command.arg("watcher").args((!config.node.landlock).then_some("--no-landlock"));
+        let helper = Helper::start(command).map(tokio::sync::Mutex::new);
+        let helper = helper.map_err(|e| format!("cannot start the process that watches: {e}"));
+        Some(Watching { helper, settings, known: Mutex::default() })
+    }
+
+    /// Collects what the child counts, keeps it by the hour and sends complete hours to the authority, until `stop`.
+    pub(crate) async fn run(
+        self: Arc<Self>,
+        config: impl Fn() -> Arc<Config>,
+        relay: Arc<Relay>,
+        agent: AgentHandle,
+        dir: PrivateDir,
+        mut stop: watch::Receiver<bool>,
+    ) {
+        self.known.lock().ring = Ring::load(&dir, self.settings.keep);
+        loop {
+            self.round(&config(), &relay).await;
+            self.save(&dir, false);
+            tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => break,
+                () = async { self.send(&agent).await; tokio::time::sleep(ROUND).await } => {}
+            }
+        }
+        self.round(&config(), &relay).await;
+        self.save(&dir, true);
+    }
+
+    async fn send(&self, agent: &AgentHandle) {
+        if !agent.status().connected {
+            return;
+        }
+        let unsent = self.known.lock().ring.unsent();
+        for hour in unsent {
+            let start = hour.start;
+            match agent.totals(hour).await {
+                // An hour that the authority refuses is not sent again.
+                Ok(_) => self.known.lock().ring.sent(start),
+                Err(error) => {
+                    tracing::debug!(%error, "the totals of an hour were not sent");
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn round(&self, config: &Config, relay: &Relay) {
+        let own = Box::new(own(config, relay));
+        let ask = Ask::Watch { interfaces: self.settings.interfaces.clone(), own };
+        let answered = self.ask(&ask).await;
+        let mut known = self.known.lock();
+        match answered {
+            Ok(Answer::Report(report)) => {
+                known.gone = None;
+                known.note(*report);
+            }
+            Ok(Answer::Failed(why)) | Err(why) => known.gone = Some(why),
+            Ok(Answer::Begun | Answer::Rows(_)) => {}
+        }
+    }
+
+    async fn ask(&self, ask: &Ask) -> Result<Answer, String> {
+        let helper = self.helper.as_ref().map_err(Clone::clone)?;
+        let gone = |e: &dyn std::fmt::Display| format!("the process that watches is gone ({e})");
+        let begun = |answer: &Answer| matches!(answer, Answer::Begun);
+        let asking = async { helper.lock().await.ask(ask, MAX_ANSWER, begun).await };
+        let answered = tokio::time::timeout(PATIENCE, asking).await;
+        answered.map_err(|_| gone(&"it does not respond"))?.map_err(|e| gone(&e))
+    }
+
+    fn save(&self, dir: &PrivateDir, last: bool) {
+        let mut known = self.known.lock();
+        known.unsaved = known.ring.save(dir, last).err().map(|e| crate::logging::chain(&e));
+    }
+
+    pub(crate) fn status(&self) -> WatchStatus {
+        let known = self.known.lock();
+        let report = known.report.as_ref();
+        let mut problems = report.map(|r| r.problems.clone()).unwrap_or_default();
+        problems.extend(known.gone.iter().chain(&known.unsaved).cloned());
+        let totals = report.map(|r| r.totals.clone()).unwrap_or_default();
+        WatchStatus {
+            since: report.and_then(|r| r.since),
+            open: report.map_or(0, |r| r.open),
+            levels: totals.by_level(),
+            gaps: totals.gaps,
+            unsent_hours: known.ring.unsent().len(),
+            problems,
+            settled: report.map(|r| r.settled.clone()).unwrap_or_default(),
+        }
+    }
+
+    /// The rows with the most bytes, now.
+    pub(crate) async fn listing(
+        &self,
+        level: Option<Level>,
+        most: usize,
+    ) -> Result<Listing, String> {
+        let most = most.min(MAX_ROWS);
+        match self.ask(&Ask::Rows { level, most }).await? {
+            Answer::Rows(rows) => {
+                let Rows { rows, left_out, forgotten, report } = *rows;
+                let totals = report.totals.clone();
+                self.known.lock().note(report);
+                Ok(Listing { status: self.status(), totals, rows, left_out, forgotten })
+            }
+            Answer::Failed(why) => Err(why),
+            Answer::Begun | Answer::Report(_) => {
+                Err("the process that watches sent a response to another request".into())
+            }
+        }
+    }
+
+    /// Totals by the hour.
+    pub(crate) fn hours(&self, from: u64, to: u64) -> Vec<Period> {
+        self.known.lock().ring.between(from, to)
+    }
+}
+
+impl Known {
+    fn note(&mut self, report: Report) {
+        if let Some(since) = report.since {
+            self.ring.count(since, &report.hours);
+        }
+        self.report = Some(report);
+    }
+}
+
+/// What the node itself carries.
+fn own(config: &Config, relay: &Relay) -> Own {
+    let redirected = config.relay.intercept.iter().flat_map(|i| {
+        [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)]
+            .map(|ip| SocketAddr::new(ip, i.port))
+    });
+    let dials = config.relay.dials.iter().map(|d| d.listen).chain(redirected);
+    let sessions = relay.status(usize::MAX).connections;
+    Own {
+        dials: dials.collect(),
+        edge: config.edge.https.clone(),
+        sessions: sessions.into_iter().filter_map(session).collect(),
+    }
+}
+
+/// A connection of the relay, as it was negotiated.
+fn session(of: Connection) -> Option<Session> {
+    let local = of.local?;
+    let post_quantum = of.group == "X25519MLKEM768";
+    let version = of.protocol.replace("TLSv", "TLS ");
+    let evidence = format!(
+        "carried by this node, {} {}, to {}: {version}, {}, {}",
+        of.side.word(),
+        of.service,
+        of.peer,
+        of.cipher,
+        of.group
+    );
+    let seen = Seen {
+        protocol: "wiretight".into(),
+        level: if post_quantum { Level::Strong } else { Level::Acceptable },
+        grade: Grade::Carried,
+        evidence: evidence.into(),
+        starttls: None,
+        sealed: Some(Box::new(Sealed {
+            version: version.into(),
+            suite: Some(of.cipher.into()),
+            group: Some(of.group.into()),
+            post_quantum: Some(post_quantum),
+            forward_secrecy: Some(true),
+            client_certificate: Some(true),
+            ..Sealed::default()
+        })),
+    };
+    Some(Session { local, peer: of.address, seen })
 }

@@ -9,6 +9,7 @@ mod joining;
 mod life;
 mod many;
 mod shared;
+mod totals;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;

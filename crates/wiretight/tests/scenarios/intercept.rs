@@ -310,10 +310,10 @@ fn unmodified_programs_are_encrypted_and_send_no_plaintext() {
 }
 
 /// A control group (v2) for a program of this test; removed when dropped.
-struct Group(PathBuf);
+pub(super) struct Group(pub(super) PathBuf);
 
 impl Group {
-    fn new() -> Option<Group> {
+    pub(super) fn new() -> Option<Group> {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         let root = mounts.lines().find(|l| l.contains(" - cgroup2 "))?.split(' ').nth(4)?;
         let path = Path::new(root).join(format!("wiretight-test-{}.service", std::process::id()));
@@ -321,7 +321,7 @@ impl Group {
         Some(Group(path))
     }
 
-    fn name(&self) -> String {
+    pub(super) fn name(&self) -> String {
         self.0.file_name().unwrap().to_string_lossy().into()
     }
 }

@@ -30,5 +30,6 @@ mod traffic;
 mod transparency;
 mod transparent;
 mod upgrade;
+mod watch_host;
 mod web;
 mod wire;

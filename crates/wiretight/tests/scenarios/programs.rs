@@ -14,13 +14,13 @@ use super::wire::Watch;
 
 const HOSTS: [&str; 2] = ["10.77.0.2", "fd77::2"];
 const POSTGRES: u16 = 5432;
-const SSH: u16 = 2222;
+pub(super) const SSH: u16 = 2222;
 const IPERF: u16 = 5201;
 /// The mesh's ports on the server: the authority's, and one per service.
 const MESH: [u16; 4] = [7400, 7001, 7002, 7003];
 
 /// An SSH server that accepts only root's key, with its keys in a directory of the test.
-fn sshd(netns: &str, dir: &Path) -> Kid {
+pub(super) fn sshd(netns: &str, dir: &Path) -> Kid {
     fs::create_dir(dir).unwrap();
     for key in ["host", "id"] {
         let mut make = Command::new(find("ssh-keygen").unwrap());

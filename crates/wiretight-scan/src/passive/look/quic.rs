@@ -257,6 +257,7 @@ mod tests {
 
     use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 
+    use super::super::sealed::look_at;
     use super::*;
     use crate::parse::ClientHello;
     use crate::parse::quic::{Header, initial, retry};
@@ -278,30 +279,7 @@ mod tests {
 
         /// Looks after each datagram.
         fn look(&self) -> Option<Seen> {
-            let mut sent: [(Vec<u8>, Vec<u16>); 2] = Default::default();
-            for (i, (side, datagram)) in self.0.iter().enumerate() {
-                let (bytes, ends) = &mut sent[usize::from(*side == Side::Server)];
-                bytes.extend(datagram);
-                ends.push(bytes.len() as u16);
-                let half = |(bytes, ends): &'_ (Vec<u8>, Vec<u16>)| -> Half<'static> {
-                    let (bytes, ends) = (bytes.clone().leak(), ends.clone().leak());
-                    Half { bytes, ends, from_start: true, ended: false }
-                };
-                let opening = Opening {
-                    transport: Transport::Udp,
-                    ports: (40000, 443),
-                    first: self.0.first().map(|(side, _)| *side),
-                    client: half(&sent[0]),
-                    server: half(&sent[1]),
-                    last: i + 1 == self.0.len(),
-                };
-                match super::look(&opening) {
-                    Verdict::Maybe => {}
-                    Verdict::Done(seen) => return Some(seen),
-                    Verdict::No => return None,
-                }
-            }
-            None
+            look_at(super::look, Transport::Udp, (40000, 443), &self.0)
         }
     }
 

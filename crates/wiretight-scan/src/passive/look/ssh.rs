@@ -26,6 +26,10 @@ pub(super) fn look(opening: &Opening<'_>) -> Verdict {
     // A client sends its banner at once, so SSH needs at least one.
     let (client, server) = match (Banner::read(&opening.client), Banner::read(&opening.server)) {
         (Banner::None, _) | (_, Banner::None) => return Verdict::No,
+        // Only servers send lines before their banner.
+        (Banner::Lines, _) | (Banner::Missing, Banner::Lines) => return Verdict::No,
+        (Banner::Sent(..), Banner::Lines) if opening.last => return Verdict::No,
+        (Banner::Sent(..), Banner::Lines) => return Verdict::Maybe,
         (Banner::Missing, Banner::Missing) => return Verdict::Maybe,
         (client, server) => (client.sent(), server.sent()),
     };
@@ -95,6 +99,8 @@ enum Banner<'a> {
     Missing,
     /// Something else.
     None,
+    /// Lines of text, after which a banner may follow.
+    Lines,
     /// The banner, and what follows it.
     Sent(&'a [u8], &'a [u8]),
 }
@@ -125,7 +131,7 @@ impl<'a> Banner<'a> {
                 _ => return Self::None,
             }
             if rest.is_empty() {
-                return Self::None;
+                return Self::Lines;
             }
         }
     }
@@ -133,7 +139,7 @@ impl<'a> Banner<'a> {
     fn sent(self) -> Option<(&'a [u8], &'a [u8])> {
         match self {
             Self::Sent(banner, rest) => Some((banner, rest)),
-            Self::Missing | Self::None => None,
+            Self::Missing | Self::Lines | Self::None => None,
         }
     }
 }
@@ -473,6 +479,9 @@ mod tests {
         let mut garbage = sent(good, &[]);
         garbage.extend([0x99; 64]);
         assert_eq!(done(look(&client, &garbage, false)).level, Level::Unknown);
+        let before = [b"Authorized use only\r\n", &*server].concat();
+        assert_eq!(look(&client, &before[..21], false), Verdict::Maybe);
+        assert_eq!(done(look(&client, &before, false)).level, Level::Strong);
         assert_eq!(done(look(b"SSH-1.5-x\n", b"SSH-1.5-y\n", false)).level, Level::Weak);
         assert_eq!(look(b"GET / HTTP/1.1\r\n\r\n", b"SSH-2.0-x\r\n", true), Verdict::No);
         assert_eq!(look(b"", b"220 mail.example ESMTP\r\n", false), Verdict::No);

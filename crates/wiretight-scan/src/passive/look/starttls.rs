@@ -57,7 +57,12 @@ fn clear(start: Start, state: Option<StartTls>, grade: Grade, evidence: String) 
 }
 
 /// TLS was agreed on, and starts after these bytes of the client and the server.
-fn started(opening: &Opening<'_>, start: Start, client: usize, server: usize) -> Verdict {
+pub(super) fn started(
+    opening: &Opening<'_>,
+    start: Start,
+    client: usize,
+    server: usize,
+) -> Verdict {
     let inner = opening.after(client, server);
     if inner.client.bytes.is_empty() && inner.server.bytes.is_empty() && !opening.last {
         return Verdict::Maybe;

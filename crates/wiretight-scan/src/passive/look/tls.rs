@@ -87,16 +87,15 @@ impl<'a> Pair<'a> {
 
     /// The client has sent a ClientHello.
     fn after_hello(self) -> Verdict {
-        let client = Sent::read(self.client.bytes);
         let server = match begins(self.server.bytes) {
             Begins::ClientHello | Begins::Ssl2Hello | Begins::Other => {
-                return self.answered_otherwise(&client);
+                return self.answered_otherwise(&Sent::read(self.client.bytes));
             }
             Begins::Nothing | Begins::Partial if !self.last => return Verdict::Maybe,
             Begins::Nothing | Begins::Partial => Sent::default(),
             Begins::ServerHello | Begins::Records => Sent::read(self.server.bytes),
         };
-        self.judge(&client, &server)
+        self.judge(&Sent::read(self.client.bytes), &server)
     }
 
     /// Without the client's side, which is unreadable.

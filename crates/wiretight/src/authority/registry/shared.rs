@@ -156,7 +156,7 @@ impl Registry {
         Ok(())
     }
 
-    fn charge(&self, node: &Name, cost: f64) -> Result<(), Denial> {
+    pub(super) fn charge(&self, node: &Name, cost: f64) -> Result<(), Denial> {
         match super::take(&self.shares, node, cost, BURST, RATE, Instant::now()) {
             Duration::ZERO => Ok(()),
             _ => {

@@ -132,13 +132,13 @@ impl<'a> Datagrams<'a> {
                     }
                 }
                 (_, 0) => {}
-                (ContentType::Handshake, _) => {
-                    // It may have been overtaken by data.
-                    self.sent.ciphered = Some(ContentType::Handshake);
+                (ContentType::Alert, _) => {
+                    self.sent.ciphered = self.sent.ciphered.or(Some(content));
                     encrypted = true;
                 }
                 (content, _) => {
-                    self.sent.ciphered = self.sent.ciphered.or(Some(content));
+                    // Data may overtake the Finished.
+                    self.sent.ciphered = Some(ContentType::Handshake);
                     self.sent.application += usize::from(content == ContentType::ApplicationData);
                     encrypted = true;
                 }

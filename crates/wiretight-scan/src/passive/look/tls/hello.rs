@@ -299,7 +299,11 @@ impl<'a> Negotiated<'a> {
     }
 
     fn read_tls1_3(&mut self, flight: &Flight<'_>) -> Option<&'static str> {
-        let share = self.hello.extensions.get(extension::KEY_SHARE);
+        let share = match self.hello.version {
+            0x7f00..0x7f17 => extension::KEY_SHARE_DRAFT,
+            _ => extension::KEY_SHARE,
+        };
+        let share = self.hello.extensions.get(share);
         let group = share.and_then(|body| Reader::new(body).u16().ok());
         let psk = self.hello.extensions.get(extension::PRE_SHARED_KEY).is_some();
         self.group = match group {
@@ -402,8 +406,7 @@ impl<'a> Negotiated<'a> {
         if matches!(self.srtp(), Some(SRTP_NULL_80 | SRTP_NULL_32)) {
             return Level::Plaintext;
         }
-        let integrity_only = INTEGRITY_ONLY.iter().any(|(code, _)| *code == self.hello.suite);
-        if integrity_only || self.suite.is_some_and(|suite| suite.bulk() == Bulk::Null) {
+        if INTEGRITY_ONLY.iter().any(|(code, _)| *code == self.hello.suite) {
             return Level::Plaintext;
         }
         let (Some((version, _)), Some(suite)) = (&self.version, self.suite) else {
@@ -412,7 +415,11 @@ impl<'a> Negotiated<'a> {
         if (*version == Version::Tls1_3) != suite.is_tls1_3() {
             return Level::Unknown;
         }
-        let mut level = marks::version(*version).min(marks::of_suite(suite));
+        let mut level = marks::of_suite(suite);
+        if level == Level::Weak && suite.bulk() == Bulk::Null {
+            return Level::Plaintext;
+        }
+        level = level.min(marks::version(*version));
         if matches!(self.hello.version, 0x7f00..=0x7fff) {
             // A draft of TLS 1.3.
             level = level.min(Level::Acceptable);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use rustls::crypto::{CryptoProvider, SupportedKxGroup, aws_lc_rs as provider};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection};
 
+use super::super::sealed::look_at;
 use super::*;
 use crate::names::{Group, Suite, Version};
 use crate::parse::{ClientHello, HandshakeType, Message, record, ssl2_client_hello};
@@ -540,27 +541,7 @@ fn pieces(message: &[u8], number: u16, size: usize) -> Vec<Vec<u8>> {
 }
 
 fn look_at_datagrams(flow: &Flow) -> Option<Seen> {
-    let mut sent: [(Vec<u8>, Vec<u16>); 2] = Default::default();
-    for (i, (side, bytes)) in flow.0.iter().enumerate() {
-        let (all, ends) = &mut sent[usize::from(*side == Side::Server)];
-        all.extend_from_slice(bytes);
-        ends.push(all.len() as u16);
-        let half = |bytes, ends| Half { bytes, ends, from_start: true, ended: false };
-        let opening = Opening {
-            transport: Transport::Udp,
-            ports: (40000, 4433),
-            first: flow.0.first().map(|(side, _)| *side),
-            client: half(&sent[0].0, &sent[0].1),
-            server: half(&sent[1].0, &sent[1].1),
-            last: i + 1 == flow.0.len(),
-        };
-        match super::dtls(&opening) {
-            Verdict::Maybe => {}
-            Verdict::Done(seen) => return Some(seen),
-            Verdict::No => return None,
-        }
-    }
-    None
+    look_at(super::dtls, Transport::Udp, (40000, 4433), &flow.0)
 }
 
 /// A handshake of DTLS 1.2, whose messages are cut into pieces; `reversed` sends the pieces in the wrong order.

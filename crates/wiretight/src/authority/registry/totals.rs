@@ -1,0 +1,153 @@
+//! What nodes have counted of their traffic, by the hour. Each node writes only its own totals, and may replace them. They
+//! are stored by day, below `watch/NAME/DAY`, with the day's start in seconds since 1970. After a month the hours of a day
+//! are merged into one, and after a year they are deleted. Totals of removed nodes are kept as long.
+//!
+//! Nodes are believed: what they report is shown with their name, and nothing depends on it.
+
+use std::collections::BTreeMap;
+
+use wiretight_keys::Name;
+use wiretight_proxy::clock::now;
+use wiretight_scan::passive::totals::{Hour, Period, Sum};
+use wiretight_store::{Error, Key, update};
+
+use super::{Registry, internal, json, key, read};
+use crate::control::{Code, Denial, Records};
+
+const FOLDER: &str = "watch/";
+const DAY: u64 = 86_400;
+/// Older hours are not accepted; a node keeps them for a week at most.
+const LATE: u64 = 8 * DAY;
+/// By how much a node's clock may be ahead.
+const EARLY: u64 = 300;
+/// How long totals are kept by the hour, and by the day.
+const HOURS: u64 = 31 * DAY;
+const DAYS: u64 = 366 * DAY;
+/// Hours in a message.
+const MAX_HOURS: usize = 24;
+
+impl Registry {
+    /// Keeps the totals of a node.
+    pub(in crate::authority) async fn keep_totals(
+        &self,
+        node: &Name,
+        enrolment: &str,
+        hours: Records<Hour>,
+    ) -> Result<(), Denial> {
+        let bad = |why: String| Err(Denial::new(Code::BadRequest, why));
+        if hours.unreadable > 0 {
+            return bad("these totals are of a newer version. Update the authority.".into());
+        }
+        if hours.good.len() > MAX_HOURS {
+            return bad(format!("more than {MAX_HOURS} hours"));
+        }
+        for hour in &hours.good {
+            if let Err(why) = hour.check() {
+                return bad(format!("invalid totals: {why}"));
+            }
+            let expected = now().saturating_sub(LATE)..=now().saturating_add(EARLY);
+            if !expected.contains(&hour.start) {
+                return bad(format!(
+                    "the hour that starts at {} is too old or in the future. Check the clocks (`timedatectl`).",
+                    hour.start
+                ));
+            }
+        }
+        self.charge(node, hours.good.len() as f64)?;
+        self.current(node, enrolment).await?;
+        for hour in hours.good {
+            let at = day(node, hour.start / DAY * DAY);
+            let kept = update(&*self.store, &at, |old| {
+                let mut hours: Vec<Period> = old.and_then(read).unwrap_or_default();
+                hours.retain(|other| other.start != hour.start);
+                hours.push(hour.clone().into());
+                hours.sort_by_key(|hour| hour.start);
+                Ok::<_, Error>(Some(json(&hours)))
+            });
+            kept.await.map_err(internal)?;
+        }
+        Ok(())
+    }
+
+    /// The totals of all nodes that overlap a time, oldest first.
+    pub(in crate::authority) async fn totals(
+        &self,
+        from: u64,
+        to: u64,
+    ) -> Result<BTreeMap<Name, Vec<Period>>, Error> {
+        let mut nodes: BTreeMap<Name, Vec<Period>> = BTreeMap::new();
+        for (name, start, at) in self.days().await? {
+            if start > to || start + DAY <= from {
+                continue;
+            }
+            let entry = self.store.get(&at).await?;
+            let all: Vec<Period> = entry.and_then(|e| read(&e.value)).unwrap_or_default();
+            nodes.entry(name).or_default().extend(all.into_iter().filter(|p| p.overlaps(from, to)));
+        }
+        Ok(nodes)
+    }
+
+    /// Merges the hours of old days, and deletes very old ones.
+    pub(super) async fn prune_totals(&self) -> Result<(), Error> {
+        for (_, start, at) in self.days().await? {
+            if start + DAYS < now() {
+                self.delete_key(&at).await?;
+            } else if start + HOURS < now() {
+                let Some(entry) = self.store.get(&at).await? else { continue };
+                let hours: Vec<Period> = read(&entry.value).unwrap_or_default();
+                if hours.iter().any(|hour| hour.length < DAY) {
+                    let day = json(&[merged(start, &hours)]);
+                    self.store.swap(&at, entry.revision, Some(day)).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The node, the start and the key of each stored day.
+    async fn days(&self) -> Result<Vec<(Name, u64, Key)>, Error> {
+        let entries = self.store.list(FOLDER).await?.0;
+        let parse = |at: Key| {
+            let (name, start) = at.as_str().strip_prefix(FOLDER)?.split_once('/')?;
+            Some((name.parse().ok()?, start.parse().ok()?, at))
+        };
+        Ok(entries.into_iter().filter_map(|entry| parse(entry.key)).collect())
+    }
+}
+
+fn day(node: &Name, start: u64) -> Key {
+    // Keys are sorted as text: all of these have the same length until the year 2286.
+    key(format!("{FOLDER}{node}/{start:010}"))
+}
+
+fn merged(start: u64, hours: &[Period]) -> Period {
+    let mut sum = Sum::default();
+    hours.iter().for_each(|hour| sum.add_all(&hour.totals));
+    let watched_seconds = hours.iter().map(|hour| hour.watched_seconds).sum();
+    Period { start, length: DAY, watched_seconds, totals: sum.totals() }
+}
+
+#[cfg(test)]
+mod tests {
+    use wiretight_scan::judge::Level;
+    use wiretight_scan::passive::Grade;
+    use wiretight_scan::passive::totals::{Count, Kind, Way};
+
+    use super::*;
+
+    #[test]
+    fn the_hours_of_a_day_are_merged_without_loss() {
+        let hour = |start: u64, level, bytes| {
+            let kind = Kind { way: Way::In, level, grade: Grade::Seen, protocol: "x".into() };
+            let mut sum = Sum::default();
+            sum.add(kind, Count { connections: 1, bytes });
+            Period::from(Hour { start, watched_seconds: 1800, totals: sum.totals() })
+        };
+        let hours: Vec<Period> = (0..24).map(|n| hour(n * 3600, Level::Weak, n)).collect();
+        let day = merged(0, &hours);
+        assert_eq!((day.length, day.watched_seconds), (DAY, 12 * 3600));
+        let weak = day.totals.by_level()[&Level::Weak];
+        assert_eq!(weak, Count { connections: 24, bytes: 276 });
+        assert!(day.overlaps(86_399, 90_000) && !day.overlaps(86_400, 90_000));
+    }
+}
