@@ -139,8 +139,7 @@ pub fn rows(rows: &[Row], left_out: Share, options: FlowOptions) -> Vec<String> 
         lines.push("no flows".to_owned());
     }
     if left_out.flows > 0 {
-        let (flows, bytes) =
-            (super::count(left_out.flows, "flow"), size(left_out.bytes));
+        let (flows, bytes) = (super::count(left_out.flows, "flow"), size(left_out.bytes));
         put(
             &mut lines,
             options.width.unwrap_or(usize::MAX),
