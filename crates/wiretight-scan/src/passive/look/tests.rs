@@ -468,3 +468,24 @@ fn a_password_for_a_proxy_is_plaintext_whatever_follows() {
     let flow = Flow::new(Tcp, 3128, &[(C, request), (S, answer), (C, &opaque)]);
     assert_eq!(short(&flow.seen()), ("http", Unknown, Grade::Seen));
 }
+
+#[test]
+fn a_request_to_a_proxy_in_the_clear_is_plaintext_also_if_it_carries_tls() {
+    let handshake = super::tls::tests::post_quantum().0;
+    let after = |sent: Vec<(Side, &[u8])>| {
+        let mut flow = Flow::new(Tcp, 1080, &sent);
+        flow.sent.extend(handshake.clone());
+        flow.seen()
+    };
+    assert_eq!(after(vec![]).level, Level::Strong, "the control");
+    let connect: &[u8] = b"CONNECT a:443 HTTP/1.1\r\n\r\n";
+    let seen = after(vec![(C, connect), (S, b"HTTP/1.1 200 OK\r\n\r\n")]);
+    assert_eq!(short(&seen), ("http", Plaintext, Grade::Seen), "{seen:?}");
+    assert!(seen.sealed.is_some(), "{seen:?}");
+    let answer: &[u8] = &[0, 0x5a, 0, 0, 0, 0, 0, 0];
+    let seen = after(vec![(C, &[4, 1, 1, 0xbb, 192, 0, 2, 1, b'u', 0]), (S, answer)]);
+    assert_eq!(short(&seen), ("socks", Plaintext, Grade::Seen), "{seen:?}");
+    // A load balancer's header only repeats addresses.
+    let header: &[u8] = b"PROXY TCP4 192.0.2.1 192.0.2.2 50000 443\r\n";
+    assert_eq!(after(vec![(C, header)]).level, Level::Strong);
+}
