@@ -256,16 +256,16 @@ fn verification(
     spki: &SubjectPublicKeyInfoOwned,
     signature: ObjectIdentifier,
 ) -> Result<&'static dyn VerificationAlgorithm, X509Error> {
-    let curve = spki.algorithm.parameters.as_ref().and_then(|p| p.decode_as().ok());
-    let is_ec = spki.algorithm.oid == ID_EC_PUBLIC_KEY;
-    if is_ec && curve == Some(SECP_256_R_1) {
+    let parameters = || spki.algorithm.parameters.as_ref()?.decode_as().ok();
+    let curve = (spki.algorithm.oid == ID_EC_PUBLIC_KEY).then(parameters).flatten();
+    if curve == Some(SECP_256_R_1) {
         return match signature {
             ECDSA_WITH_SHA_256 => Ok(&ECDSA_P256_SHA256_ASN1),
             ECDSA_WITH_SHA_384 => Ok(&ECDSA_P256_SHA384_ASN1),
             _ => Err(X509Error::WebKey),
         };
     }
-    if is_ec && curve == Some(SECP_384_R_1) {
+    if curve == Some(SECP_384_R_1) {
         return match signature {
             ECDSA_WITH_SHA_256 => Ok(&ECDSA_P384_SHA256_ASN1),
             ECDSA_WITH_SHA_384 => Ok(&ECDSA_P384_SHA384_ASN1),

@@ -37,8 +37,6 @@ fn main() {
         ["memory", flows] => memory(flows.parse().unwrap()),
         ["half-open", flows] => half_open(flows.parse().unwrap()),
         ["file", path] => file(Path::new(path)),
-        ["established", flows] => drop(established(&mut handshake(), flows.parse().unwrap(), 3)),
-        ["tls", flows] => drop(new_flows(&mut handshake(), flows.parse().unwrap())),
         _ if given.contains(&"--help") => println!("{USAGE}"),
         _ => {
             let quick = given.contains(&"--quick");
@@ -253,9 +251,9 @@ impl Handshake {
             .collect()
     }
 
-    /// How many packets there are up to the server's first answer.
+    /// How many packets there are before the first FIN.
     fn opening(&self) -> usize {
-        self.randoms[1].0 + 1
+        self.packets() - 3
     }
 }
 

@@ -1,5 +1,5 @@
 //! Checks the imports of modules: each imports only modules that ARCHITECTURE.md draws below it, so there are no cycles, and
-//! `config` imports no other part of the program. Reads the sources, without test code.
+//! `config` imports no other part of the program. Reads the sources, without test code. Also checks the profiles.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -133,4 +133,18 @@ fn config_imports_no_other_part_of_the_program() {
     assert!(parts.is_empty(), "{parts:?}: types of settings belong into config");
     // Control: known imports are found.
     assert!(imports["node"].contains("authority") && imports["intercept"].contains("sandbox"));
+}
+
+/// A profile inherits the settings for single packages, and one for all packages does not replace them.
+#[test]
+fn what_ships_is_optimised_completely() {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../Cargo.toml");
+    let manifest: toml::Table = fs::read_to_string(manifest).unwrap().parse().unwrap();
+    let packages = |profile: &str| manifest["profile"][profile]["package"].as_table().unwrap();
+    for (package, settings) in packages("release") {
+        if settings.get("opt-level").is_some() {
+            let ships = packages("dist").get(package).and_then(|p| p.get("opt-level"));
+            assert_eq!(ships.and_then(|level| level.as_integer()), Some(3), "{package}");
+        }
+    }
 }

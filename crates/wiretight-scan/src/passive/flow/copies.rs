@@ -37,7 +37,7 @@ impl Copies {
     /// are not counted.
     pub fn is_copy(&mut self, packet: &Packet<'_>, flow: u64, now: i64) -> bool {
         let certain = packet.id != 0 || packet.segment.tcp.is_some() && packet.segment.length > 0;
-        let hash = hash(packet, flow, certain);
+        let hash = hash(packet, flow);
         let Some(place) = self.recent.get_mut(hash as usize % REMEMBERED) else { return false };
         let (before, at) = std::mem::replace(place, (hash, now));
         let equal = before == hash && at.abs_diff(now) <= WINDOW;
@@ -54,21 +54,19 @@ impl Copies {
     }
 }
 
-/// A hash of what differs between packets: of headers, and the beginning of the payload; without an identification, also
-/// of its end.
-fn hash(packet: &Packet<'_>, flow: u64, certain: bool) -> u64 {
+/// A hash of what differs between packets: of the headers, which have the sequence number of TCP; otherwise also of the
+/// beginning and the end of the payload.
+fn hash(packet: &Packet<'_>, flow: u64) -> u64 {
     let body = packet.transport;
     let mut hash = fold(flow ^ (u64::from(packet.id) << 32 | u64::from(packet.bytes)));
     if let Some(fragment) = packet.fragment {
         hash = fold(hash ^ u64::from(fragment.offset) << 32 ^ u64::from(fragment.id));
     }
     hash ^= packet.sender as u64;
-    let (start, end) = match (certain, body.len()) {
-        (true, _) => (body.get(..32).unwrap_or(body), &[][..]),
-        (false, 0..=96) => (body, &[][..]),
-        (false, len) => {
-            (body.get(..64).unwrap_or_default(), body.get(len - 32..).unwrap_or_default())
-        }
+    let (start, end) = match body.len() {
+        _ if packet.segment.tcp.is_some() => (body.get(..32).unwrap_or(body), &[][..]),
+        0..=96 => (body, &[][..]),
+        len => (body.get(..64).unwrap_or_default(), body.get(len - 32..).unwrap_or_default()),
     };
     for part in [start, end] {
         let (words, rest) = part.as_chunks::<8>();

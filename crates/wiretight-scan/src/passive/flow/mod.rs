@@ -52,7 +52,7 @@ pub struct Record {
 /// The bounds of a [`Table`].
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Flows at a time, about 200 bytes each. When it is full, the flow that was idle longest ends; if half of the
+    /// Flows at a time, about 150 bytes each. When it is full, the flow that was idle longest ends; if half of the
     /// table are flows that only one end has sent in, one of them.
     pub flows: usize,
     /// Flows that are not decided yet, whose first bytes are kept: up to 16 KiB each. When it is full, the oldest one

@@ -541,6 +541,16 @@ fn equal_datagrams_of_a_program_are_not_copies() {
 }
 
 #[test]
+fn datagrams_that_differ_at_their_end_are_not_copies() {
+    let mut net = Net::new();
+    for last in [1, 2] {
+        let payload = [&[3; 500][..], &[last]].concat();
+        net.raw(&ip(CLIENT, SERVER, 17, 7, &udp(40_000, 9999, &payload)));
+    }
+    assert_eq!(net.table.missed().duplicates, 0);
+}
+
+#[test]
 fn a_copy_that_differs_in_the_middle_is_noticed() {
     let mut payload = [b'a'; 400];
     payload[0] = 3;

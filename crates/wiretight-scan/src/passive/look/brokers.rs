@@ -123,11 +123,14 @@ pub(super) fn kafka(opening: &Opening<'_>) -> Verdict {
         },
         _ => return Verdict::No,
     };
+    // Zeros are in many headers.
+    if id == 0 && name.is_empty() {
+        return Verdict::No;
+    }
     let mut reader = Reader::new(opening.server.bytes);
     match (reader.u32(), reader.u32()) {
         (Ok(size @ 4..=0x0fff_ffff), Ok(answer)) if answer == id => {
             let captured = opening.server.bytes.len();
-            // A zero ID is in many headers: then the answer's length must fit, too.
             match captured >= (size as usize + 4).min(1024) {
                 true => plaintext("kafka", Grade::Seen, "a request and its answer"),
                 false if opening.last => Verdict::No,
@@ -492,5 +495,81 @@ pub(super) fn nbd(opening: &Opening<'_>) -> Verdict {
             undetermined("nbd", Grade::Seen, "NBD_OPT_STARTTLS without an answer")
         }
         _ => plaintext("nbd", Grade::Seen, "options of NBD in the clear"),
+    }
+}
+
+// ---- Others, by a magic number or a word.
+
+/// Neo4j's Bolt: a magic number, and four versions.
+pub(super) fn bolt(opening: &Opening<'_>) -> Verdict {
+    match opening.client.bytes {
+        [0x60, 0x60, 0xb0, 0x17, versions @ ..] if versions.len() >= 16 => {
+            plaintext("bolt", Grade::Seen, "the handshake of Bolt")
+        }
+        _ => Verdict::No,
+    }
+}
+
+/// ClickHouse: a hello with the client's name.
+pub(super) fn clickhouse(opening: &Opening<'_>) -> Verdict {
+    match opening.client.bytes {
+        [0, len @ 10..=64, name @ ..] if name.starts_with(b"ClickHouse") => {
+            match name
+                .get(..usize::from(*len))
+                .is_some_and(|name| name.iter().all(|b| (b' '..=b'~').contains(b)))
+            {
+                true => plaintext("clickhouse", Grade::Seen, "the hello of a ClickHouse client"),
+                false => Verdict::No,
+            }
+        }
+        _ => Verdict::No,
+    }
+}
+
+/// Tarantool: a greeting of 128 bytes in two lines.
+pub(super) fn tarantool(opening: &Opening<'_>) -> Verdict {
+    match opening.server.bytes {
+        [head @ .., b'\n']
+            if head.len() == 127
+                && head.starts_with(b"Tarantool ")
+                && head.get(63) == Some(&b'\n') =>
+        {
+            plaintext("tarantool", Grade::Seen, quoted(head.get(..24).unwrap_or_default()))
+        }
+        _ => Verdict::No,
+    }
+}
+
+/// Gearman: a magic word, a type, a length.
+pub(super) fn gearman(opening: &Opening<'_>) -> Verdict {
+    match *opening.client.bytes {
+        [0, b'R', b'E', b'Q', 0, 0, 0, 1..=42, 0, ..] if opening.client.bytes.len() >= 12 => {
+            plaintext("gearman", Grade::Seen, "a request of Gearman")
+        }
+        _ => Verdict::No,
+    }
+}
+
+/// Redis Cluster's bus: a signature, and its length.
+pub(super) fn redis_bus(opening: &Opening<'_>) -> Verdict {
+    match *opening.halves()[0].bytes {
+        [b'R', b'C', b'm', b'b', 0, 0, high, low, 0, 0..=1, ..] if high > 0 || low >= 16 => {
+            plaintext("redis", Grade::Seen, "the bus of Redis Cluster")
+        }
+        _ => Verdict::No,
+    }
+}
+
+/// DDS: messages of RTPS.
+pub(super) fn rtps(opening: &Opening<'_>) -> Verdict {
+    match *opening.halves()[0].bytes {
+        // With DDS Security, submessages are encrypted one by one (0x30 to 0x34).
+        [b'R', b'T', b'P', b'S', 2, 0..=9, ..] if opening.halves()[0].bytes.len() >= 24 => {
+            match opening.halves()[0].bytes.get(20) {
+                Some(0x30..=0x34) => undetermined("rtps", Grade::Seen, "RTPS with DDS Security"),
+                _ => plaintext("rtps", Grade::Seen, "a message of RTPS"),
+            }
+        }
+        _ => Verdict::No,
     }
 }

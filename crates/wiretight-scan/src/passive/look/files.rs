@@ -195,12 +195,12 @@ pub(super) fn smb(opening: &Opening<'_>) -> Verdict {
             undetermined("smb", Grade::Seen, "SMB 3 messages, encrypted")
         }
         () if said.smb1 && (answered.smb1 || complete) => plaintext("smb", grade, "SMB 1"),
-        // After the session's setup, encryption is on or off.
-        () if said.access && answered.messages > 0 => {
+        // Encryption may be required by one share only; the first one is usually IPC$.
+        () if said.access >= 4 && answered.messages > 0 => {
             plaintext("smb", Grade::Seen, "SMB 2 or 3 messages in the clear")
         }
         () if !complete => Verdict::Maybe,
-        () if said.access || answered.access => {
+        () if said.access + answered.access > 0 => {
             plaintext("smb", grade, "SMB 2 or 3 messages in the clear")
         }
         () if said.messages + answered.messages == 0 => {
@@ -217,7 +217,7 @@ struct Smb {
     smb1: bool,
     encrypted: bool,
     /// Commands on files, so after negotiation and setup.
-    access: bool,
+    access: usize,
     netbios: bool,
 }
 
@@ -246,7 +246,7 @@ impl Smb {
                 [0xfe, b'S', b'M', b'B', 64, 0, _, _, _, _, _, _, command, 0, ..] => {
                     seen.messages += 1;
                     // Tree connect and what follows it, without the echo and the logoff.
-                    seen.access |= matches!(command, 4..=12 | 14..=18);
+                    seen.access += usize::from(matches!(command, 4..=12 | 14..=18));
                 }
                 [0xfd | 0xfc, b'S', b'M', b'B', ..] => {
                     seen.messages += 1;

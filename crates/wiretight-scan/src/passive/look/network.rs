@@ -587,6 +587,89 @@ fn is_coap_options(data: &[u8]) -> bool {
     }
 }
 
+/// TACACS+ (RFC 8907): its body is obfuscated, which is no encryption (section 10.5.2).
+pub(super) fn tacacs(opening: &Opening<'_>) -> Verdict {
+    let header = |data: &[u8]| match *data {
+        [0xc0 | 0xc1, 1..=3, sequence, flags, a, b, c, d, 0, 0, high, low, ..]
+            if flags & !5 == 0 =>
+        {
+            Some((sequence, [a, b, c, d], 12 + big(high, low)))
+        }
+        _ => None,
+    };
+    match (header(opening.client.bytes), header(opening.server.bytes)) {
+        (Some((1, session, len)), Some((2, same, _)))
+            if session == same && opening.client.bytes.len() >= len =>
+        {
+            plaintext("tacacs", Grade::Seen, "TACACS+, obfuscated")
+        }
+        (Some((1, _, _)), None) if opening.server.bytes.is_empty() && !opening.last => {
+            Verdict::Maybe
+        }
+        _ => Verdict::No,
+    }
+}
+
+/// OpenFlow: both sides begin with HELLO.
+pub(super) fn openflow(opening: &Opening<'_>) -> Verdict {
+    let hello = |data: &[u8]| match *data {
+        [1..=6, 0, 0, 8..=64, _, _, _, _, ..] => Some(true),
+        [] => None,
+        _ => Some(false),
+    };
+    let what = "the HELLO of OpenFlow";
+    match (hello(opening.client.bytes), hello(opening.server.bytes)) {
+        (Some(true), Some(true)) if opening.has_port(6633) || opening.has_port(6653) => {
+            plaintext("openflow", Grade::Seen, what)
+        }
+        _ => Verdict::No,
+    }
+}
+
+/// SMPP 3.4 and 5.0: a bind, with its length.
+pub(super) fn smpp(opening: &Opening<'_>) -> Verdict {
+    let client = opening.client.bytes;
+    match *client {
+        [0, 0, 0, len @ 23..=255, 0, 0, 0, 1 | 2 | 9, 0, 0, 0, 0, _, _, _, _, ..]
+            if client.len() == usize::from(len) =>
+        {
+            let answered = matches!(*opening.server.bytes, [0, 0, 0, _, 0x80, 0, 0, kind, ..] if Some(&kind) == client.get(7));
+            match answered {
+                true => plaintext("smpp", Grade::Seen, "a bind of SMPP"),
+                false if opening.server.bytes.is_empty() && !opening.last => Verdict::Maybe,
+                false => Verdict::No,
+            }
+        }
+        _ => Verdict::No,
+    }
+}
+
+/// M3UA (RFC 4666), in the data chunks of SCTP.
+pub(super) fn m3ua(opening: &Opening<'_>) -> Verdict {
+    let data = first_datagram(opening);
+    match *data {
+        [1, 0, 0..=4 | 9, 0..=4, 0, 0, high, low, ..] if big(high, low) == data.len() => {
+            plaintext("m3ua", Grade::Seen, "a message of M3UA")
+        }
+        _ => Verdict::No,
+    }
+}
+
+/// KNXnet/IP: a header of six bytes with the length of the datagram.
+pub(super) fn knx(opening: &Opening<'_>) -> Verdict {
+    let data = first_datagram(opening);
+    match *data {
+        // The services of KNX IP Secure.
+        [6, 0x10, 9, 0x50..=0x5f, high, low, ..] if big(high, low) == data.len() => {
+            undetermined("knx", Grade::Seen, "KNX IP Secure")
+        }
+        [6, 0x10, 2..=5, _, high, low, ..] if big(high, low) == data.len() => {
+            plaintext("knx", Grade::Seen, "a message of KNXnet/IP")
+        }
+        _ => Verdict::No,
+    }
+}
+
 // ---- Without ports.
 
 /// Protocols above IP that have no encryption.

@@ -47,8 +47,11 @@ pub(super) fn look(opening: &Opening<'_>) -> Verdict {
                         forward_secrecy: Some(false),
                         ..Sealed::default()
                     };
-                    let evidence = format!("standard RDP security, method {method:#x}");
-                    Verdict::Done(seen("rdp", Level::Weak, Grade::Seen, evidence, Some(sealed)))
+                    // The choice was seen, but no proof that both ends follow it: there is no Finished.
+                    let evidence = format!(
+                        "standard RDP security: the server chose method {method:#x}, which is weak"
+                    );
+                    Verdict::Done(seen("rdp", Level::Unknown, Grade::Seen, evidence, Some(sealed)))
                 }
                 (None, false) => Verdict::Maybe,
                 (None, true) => undetermined("rdp", Grade::Seen, "standard RDP security"),
@@ -134,7 +137,7 @@ mod tests {
         let old = |method, level| {
             look(&[asked.clone(), (Side::Server, [confirm(0), conference(method, level)].concat())])
         };
-        assert_eq!(old(2, 2).unwrap().level, Level::Weak);
+        assert_eq!(old(2, 2).unwrap().level, Level::Unknown, "nothing proves it");
         assert_eq!(old(2, 1).unwrap().level, Level::Plaintext, "one direction only");
         assert_eq!(old(0, 0).unwrap().level, Level::Plaintext);
         let open = look(&[asked.clone(), (Side::Server, confirm(0))]).unwrap();

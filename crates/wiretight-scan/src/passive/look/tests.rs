@@ -267,6 +267,20 @@ fn samples() -> Vec<Sample> {
             (C, h("6500 0400 00000000 00000000 0000000000000000 00000000 0100 0000")),
             (S, h("6500 0400 0a000000 00000000 0000000000000000 00000000 0100 0000")),
         ]),
+        ("bolt", Plaintext, Seen, Tcp, 7687, vec![(C, h("6060b017 00000405 00000004 00000003 00000000"))]),
+        ("clickhouse", Plaintext, Seen, Tcp, 9000, vec![(C, [h("00 11"), t(b"ClickHouse client"), h("15 01 d6a903 00")].concat())]),
+        ("gearman", Plaintext, Seen, Tcp, 4730, vec![(C, [h("00524551 00000001 00000004"), t(b"work")].concat())]),
+        ("tacacs", Plaintext, Seen, Tcp, 49, vec![(C, h("c0 01 01 00 01020304 00000004 a1b2c3d4")), (S, h("c0 01 02 00 01020304 00000004 a1b2c3d4"))]),
+        ("smpp", Plaintext, Seen, Tcp, 2775, vec![
+            (C, h("0000001c 00000009 00000000 00000001 626f6200 707700 00 34 00 00 00")),
+            (S, h("00000015 80000009 00000000 00000001 6162636400")),
+        ]),
+        ("ident", Plaintext, Seen, Tcp, 113, vec![(C, t(b"6193, 23\r\n")), (S, t(b"6193, 23 : USERID : UNIX : stjohns\r\n"))]),
+        ("9p", Plaintext, Seen, Tcp, 564, vec![(C, h("13000000 64 ffff 00200000 0600 395032303030"))]),
+        ("rtps", Plaintext, Seen, Udp, 7400, vec![(C, h("52545053 0202 0101 0102030405060708090a0b0c 09 01 0800"))]),
+        ("rtps", Unknown, Seen, Udp, 7400, vec![(C, h("52545053 0202 0101 0102030405060708090a0b0c 33 01 0800"))]),
+        ("knx", Plaintext, Seen, Udp, 3671, vec![(C, h("06 10 0201 000e 08 01 c0a80102 0e57"))]),
+        ("m3ua", Plaintext, Seen, Transport::Sctp, 2905, vec![(C, h("01 00 03 01 00000008"))]),
         ("icmp", Plaintext, Seen, Icmp, 0, vec![(C, h("0800 f7ff 0000 0000"))]),
         ("ospf", Plaintext, Seen, Ip(89), 0, vec![(C, h("0201 002c"))]),
         ("ah", Plaintext, Seen, Ip(51), 0, vec![]),
@@ -453,4 +467,25 @@ fn a_password_for_a_proxy_is_plaintext_whatever_follows() {
     let request: &[u8] = b"CONNECT a:443 HTTP/1.1\r\n\r\n";
     let flow = Flow::new(Tcp, 3128, &[(C, request), (S, answer), (C, &opaque)]);
     assert_eq!(short(&flow.seen()), ("http", Unknown, Grade::Seen));
+}
+
+#[test]
+fn a_request_to_a_proxy_in_the_clear_is_plaintext_also_if_it_carries_tls() {
+    let handshake = super::tls::tests::post_quantum().0;
+    let after = |sent: Vec<(Side, &[u8])>| {
+        let mut flow = Flow::new(Tcp, 1080, &sent);
+        flow.sent.extend(handshake.clone());
+        flow.seen()
+    };
+    assert_eq!(after(vec![]).level, Level::Strong, "the control");
+    let connect: &[u8] = b"CONNECT a:443 HTTP/1.1\r\n\r\n";
+    let seen = after(vec![(C, connect), (S, b"HTTP/1.1 200 OK\r\n\r\n")]);
+    assert_eq!(short(&seen), ("http", Plaintext, Grade::Seen), "{seen:?}");
+    assert!(seen.sealed.is_some(), "{seen:?}");
+    let answer: &[u8] = &[0, 0x5a, 0, 0, 0, 0, 0, 0];
+    let seen = after(vec![(C, &[4, 1, 1, 0xbb, 192, 0, 2, 1, b'u', 0]), (S, answer)]);
+    assert_eq!(short(&seen), ("socks", Plaintext, Grade::Seen), "{seen:?}");
+    // A load balancer's header only repeats addresses.
+    let header: &[u8] = b"PROXY TCP4 192.0.2.1 192.0.2.2 50000 443\r\n";
+    assert_eq!(after(vec![(C, header)]).level, Level::Strong);
 }

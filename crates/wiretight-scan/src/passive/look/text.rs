@@ -525,6 +525,61 @@ pub(super) fn gnutella(opening: &Opening<'_>) -> Verdict {
     }
 }
 
+/// Ident (RFC 1413): two ports, and the answer repeats them.
+pub(super) fn ident(opening: &Opening<'_>) -> Verdict {
+    let (Some(request), Some(answer)) =
+        (first_line(opening.client.bytes), first_line(opening.server.bytes))
+    else {
+        return Verdict::No;
+    };
+    let ports = |text: &[u8]| {
+        let mut numbers = text.split(|b| *b == b',').map(|part| part.trim_ascii());
+        let number = |part: Option<&[u8]>| {
+            part.filter(|part| (1..=5).contains(&part.len()) && part.iter().all(u8::is_ascii_digit))
+                .is_some()
+        };
+        number(numbers.next()) && number(numbers.next()) && numbers.next().is_none()
+    };
+    let mut parts = answer.split(|b| *b == b':').map(|part| part.trim_ascii());
+    match (ports(request), parts.next().is_some_and(ports), parts.next()) {
+        (true, true, Some(b"USERID" | b"ERROR")) => {
+            plaintext("ident", Grade::Seen, "an ident request and its answer")
+        }
+        _ => Verdict::No,
+    }
+}
+
+/// 9P: a version request.
+pub(super) fn nine_p(opening: &Opening<'_>) -> Verdict {
+    match *opening.client.bytes {
+        [
+            len,
+            0,
+            0,
+            0,
+            100,
+            0xff,
+            0xff,
+            _,
+            _,
+            _,
+            _,
+            size,
+            0,
+            b'9',
+            b'P',
+            b'2',
+            b'0',
+            b'0',
+            b'0',
+            ..,
+        ] if usize::from(len) == 13 + usize::from(size) => {
+            plaintext("9p", Grade::Seen, "the version request of 9P")
+        }
+        _ => Verdict::No,
+    }
+}
+
 /// HL7 in its framing (MLLP).
 pub(super) fn hl7(opening: &Opening<'_>) -> Verdict {
     match opening.client.bytes {

@@ -1,10 +1,12 @@
 //! What is sent in front of another protocol: the PROXY protocol, SOCKS (RFC 1928), HTTP CONNECT (RFC 9110).
 //!
-//! What follows is looked at like a flow of its own, and decides.
+//! What follows is looked at like a flow of its own, and decides. But a request to a proxy is in the clear, so its flow is
+//! not called encrypted, whatever the proxy carries: who listens learns the destination, and who alters it redirects the
+//! client.
 
 use std::borrow::Cow;
 
-use super::{Opening, Verdict, ask, plaintext, undetermined};
+use super::{Opening, Verdict, plaintext, recognise, undetermined};
 use crate::judge::Level;
 use crate::parse::Reader;
 use crate::parse::starttls::{Parsed, line};
@@ -22,12 +24,15 @@ struct Found {
     server: usize,
     /// Whether it has a password, which a listener can use.
     secret: bool,
+    /// Whether it asks a proxy for a destination. A load balancer's header only repeats addresses.
+    is_request: bool,
 }
 
 type Preamble = Parsed<Found>;
 
 fn found(protocol: &'static str, how: &'static str, client: usize, server: usize) -> Preamble {
-    Parsed::Whole(Found { protocol, how, client, server, secret: false }, client)
+    let is_request = protocol != "haproxy";
+    Parsed::Whole(Found { protocol, how, client, server, secret: false, is_request }, client)
 }
 
 pub(super) fn tunnel(opening: &Opening<'_>) -> Verdict {
@@ -40,11 +45,13 @@ pub(super) fn tunnel(opening: &Opening<'_>) -> Verdict {
             Parsed::Partial | Parsed::Not(_) => break,
         };
         inner = inner.after(next.client, next.server);
-        let secret = next.secret || outer.is_some_and(|outer| outer.secret);
-        outer = Some(Found { secret, ..next });
+        let before = outer.as_ref();
+        let secret = next.secret || before.is_some_and(|outer| outer.secret);
+        let is_request = next.is_request || before.is_some_and(|outer| outer.is_request);
+        outer = Some(Found { secret, is_request, ..next });
         inner.first = (!inner.client.bytes.is_empty()).then_some(Side::Client);
     }
-    let Some(Found { protocol, how, secret, .. }) = outer else { return Verdict::No };
+    let Some(Found { protocol, how, secret, is_request, .. }) = outer else { return Verdict::No };
     if inner.client.bytes.is_empty() && inner.server.bytes.is_empty() {
         return match opening.last {
             true => plaintext(protocol, Grade::Seen, how),
@@ -54,7 +61,7 @@ pub(super) fn tunnel(opening: &Opening<'_>) -> Verdict {
     if inner.client.bytes.is_empty() {
         inner.first = Some(Side::Server);
     }
-    match ask(&inner, super::TCP) {
+    match recognise(&inner) {
         // The password for the proxy is not protected by what follows.
         Verdict::Done(seen) if secret => Verdict::Done(Seen {
             level: Level::Plaintext,
@@ -62,6 +69,12 @@ pub(super) fn tunnel(opening: &Opening<'_>) -> Verdict {
                 "{how} with a password in the clear, then {}",
                 seen.evidence
             )),
+            ..seen
+        }),
+        Verdict::Done(seen) if is_request && seen.level > Level::Plaintext => Verdict::Done(Seen {
+            protocol: Cow::Borrowed(protocol),
+            level: Level::Plaintext,
+            evidence: Cow::Owned(format!("{how} in the clear, then {}", seen.evidence)),
             ..seen
         }),
         Verdict::Done(seen) => Verdict::Done(Seen {
@@ -236,7 +249,8 @@ fn socks5(opening: &Opening<'_>) -> Preamble {
     }
     let (client, server) = used(&client, &server);
     let secret = method == 2;
-    Parsed::Whole(Found { protocol: "socks", how: "SOCKS 5", client, server, secret }, client)
+    let (protocol, how, is_request) = ("socks", "SOCKS 5", true);
+    Parsed::Whole(Found { protocol, how, client, server, secret, is_request }, client)
 }
 
 /// CONNECT, and a 2xx response without a body.
@@ -267,6 +281,7 @@ fn connect(opening: &Opening<'_>) -> Preamble {
                         client: used,
                         server: answer,
                         secret,
+                        is_request: true,
                     };
                     Parsed::Whole(found, used)
                 }
