@@ -18,7 +18,7 @@ use wiretight_keys::{
 use wiretight_proxy::wire::{Frame, Open, Refused};
 use wiretight_proxy::{Instance, Registry};
 use wiretight_scan::names::Version;
-use wiretight_scan::parse::{self, ClientHello, ContentType, HandshakeType};
+use wiretight_scan::parse::{self, ClientHello, ContentType, HandshakeType, quic};
 use wiretight_tlog::cosignature::Algorithm;
 use wiretight_tlog::note::KeyName;
 use wiretight_tlog::tile::{Kind, Tile, push_entry, subtree};
@@ -606,6 +606,169 @@ fn look() -> Result {
         }
         write("look", name, &script)
     };
+    // ---- With encryption.
+    let hello = ClientHello::new(Version::Tls1_3, [7; 32])
+        .suites([0x1301])
+        .server_name("a.example")
+        .groups(&[0x11ec, 29])
+        .alpn(&["h2"]);
+    let handshake = |body: &[u8]| parse::record(ContentType::Handshake, 0x0303, body);
+    let data = parse::record(ContentType::ApplicationData, 0x0303, &[9; 53]);
+    let message = |kind: u8, body: &[u8]| {
+        [&[kind][..], &(body.len() as u32).to_be_bytes()[1..], body].concat()
+    };
+    let answer = |version: u16, suite: u16, extensions: &[u8]| {
+        let mut body = version.to_be_bytes().to_vec();
+        body.extend([8; 32]);
+        body.push(0);
+        body.extend(suite.to_be_bytes());
+        body.push(0);
+        body.extend((extensions.len() as u16).to_be_bytes());
+        body.extend(extensions);
+        message(2, &body)
+    };
+    let share = [0, 43, 0, 2, 3, 4, 0, 51, 0, 6, 0x11, 0xec, 0, 2, 1, 1];
+    let answered = handshake(&answer(0x0303, 0x1301, &share));
+    flow(
+        "tls1_3",
+        TCP,
+        443,
+        &[(false, &hello.record()), (true, &answered), (true, &data), (false, &data)],
+    )?;
+    let old = ClientHello::new(Version::Tls1_2, [7; 32]).suites([0xc013]).groups(&[29]);
+    let exchange = message(12, &[3, 0, 29, 1, 4, 4, 1, 0, 1, 1]);
+    let flight = [answer(0x0303, 0xc013, &[]), message(11, &[0, 0, 0]), exchange, message(14, &[])];
+    let finished = [&b"\x14\x03\x03\0\x01\x01"[..], &handshake(&[0xa5; 40])].concat();
+    flow(
+        "tls1_2",
+        TCP,
+        443,
+        &[
+            (false, &old.record()),
+            (true, &handshake(&flight.concat())),
+            (false, &finished),
+            (true, &finished),
+        ],
+    )?;
+    let keys = quic::InitialKeys::new(b"original");
+    let sealed = |keys: &quic::Keys, to: &[u8], crypto: &[u8]| {
+        let mut frames = Vec::new();
+        quic::Frame::Crypto(0, crypto).write(&mut frames);
+        let header = quic::Header { destination: to, source: b"me", token: b"", number: 0 };
+        quic::initial(keys, header, &frames)
+    };
+    flow(
+        "quic",
+        UDP,
+        443,
+        &[
+            (false, &sealed(&keys.client, b"original", &hello.message())),
+            (true, &sealed(&keys.server, b"me", &answer(0x0303, 0x1301, &share))),
+        ],
+    )?;
+    let mut dtls = old.message();
+    dtls[4..6].copy_from_slice(&[0xfe, 0xfd]);
+    dtls.insert(39, 0);
+    dtls[3] += 1;
+    let datagram = |message: &[u8]| {
+        let length = (message.len() as u16 + 8).to_be_bytes();
+        let header = [22, 0xfe, 0xfd, 0, 0, 0, 0, 0, 0, 0, 0, length[0], length[1]];
+        let fragment = [&message[..4], &[0; 5], &message[1..4], &message[4..]].concat();
+        [&header[..], &fragment].concat()
+    };
+    let reply = datagram(&answer(0xfefd, 0xc013, &[0, 14, 0, 5, 0, 2, 0, 1, 0]));
+    flow("dtls", UDP, 5061, &[(false, &datagram(&dtls)), (true, &reply)])?;
+    let mut kexinit = vec![20];
+    kexinit.extend([7; 16]);
+    for list in
+        ["curve25519-sha256", "ssh-ed25519", "aes128-ctr", "aes128-ctr", "hmac-md5", "hmac-md5"]
+    {
+        kexinit.extend((list.len() as u32).to_be_bytes());
+        kexinit.extend(list.as_bytes());
+    }
+    kexinit.resize(kexinit.len() + 21, 0);
+    let packed = |payload: &[u8]| {
+        let padding = 12 - (payload.len() + 9) % 8;
+        let length = ((payload.len() + 1 + padding) as u32).to_be_bytes();
+        [&length[..], &[padding as u8], payload, &vec![0; padding]].concat()
+    };
+    let ssh = [&b"SSH-2.0-a\r\n"[..], &packed(&kexinit), &packed(&[30]), &packed(&[21])].concat();
+    flow("ssh", TCP, 22, &[(false, &ssh), (true, &ssh)])?;
+    let wireguard = |kind: u8, length: usize, rest: &[u8]| {
+        let mut out = [&[kind, 0, 0, 0][..], rest].concat();
+        out.resize(length, 0);
+        out
+    };
+    flow(
+        "wireguard",
+        UDP,
+        51820,
+        &[
+            (false, &wireguard(1, 148, b"meme")),
+            (true, &wireguard(2, 92, b"peermeme")),
+            (false, &wireguard(4, 32, b"peer")),
+        ],
+    )?;
+    let ike = |responder: u8, exchange: u8, body: &[u8]| {
+        let mut out = [[1; 8], [responder; 8]].concat();
+        out.extend([33, 0x20, exchange, 8, 0, 0, 0, 0]);
+        out.extend((28 + body.len() as u32).to_be_bytes());
+        out.extend(body);
+        out
+    };
+    let sa = b"\0\0\0\x30\0\0\0\x2c\x01\x01\0\x04\x03\0\0\x0c\x01\0\0\x14\x80\x0e\0\x80\x03\0\0\x08\x02\0\0\x05\x03\0\0\x08\x04\0\0\x1f\0\0\0\x08\x06\0\0\x24";
+    flow(
+        "ike",
+        UDP,
+        500,
+        &[
+            (false, &ike(0, 34, sa)),
+            (true, &ike(2, 34, sa)),
+            (false, &ike(2, 35, &[7; 9])),
+            (true, &ike(2, 35, &[7; 9])),
+        ],
+    )?;
+    let openvpn =
+        b"\x40\x02\x02\x02\x02\x02\x02\x02\x02\x01\0\0\0\0\x01\x01\x01\x01\x01\x01\x01\x01\0\0\0\0";
+    let control =
+        [&b"\x20\x01\x01\x01\x01\x01\x01\x01\x01\0\0\0\0\x01"[..], &hello.record()].concat();
+    flow(
+        "openvpn",
+        UDP,
+        1194,
+        &[
+            (false, b"\x38\x01\x01\x01\x01\x01\x01\x01\x01\0\0\0\0\0"),
+            (true, openvpn),
+            (false, &control),
+        ],
+    )?;
+    flow(
+        "rdp",
+        TCP,
+        3389,
+        &[
+            (false, b"\x03\0\0\x13\x0e\xe0\0\0\0\0\0\x01\0\x08\0\x03\0\0\0"),
+            (true, b"\x03\0\0\x13\x0e\xd0\0\0\0\0\0\x02\0\x08\0\0\0\0\0\x03\0\0\x20McDn\x0c\x02\x0c\x0c\0\x02\0\0\0\x02\0\0\0"),
+        ],
+    )?;
+    let mut negotiated = b"\0\0\0\x8c\xfeSMB".to_vec();
+    negotiated.resize(4 + 64 + 64, 0);
+    negotiated[4 + 64] = 65;
+    negotiated[4 + 68..4 + 72].copy_from_slice(&[0x11, 3, 1, 0]);
+    negotiated[4 + 124] = 128;
+    negotiated.extend(b"\x02\0\x04\0\0\0\0\0\x01\0\x02\0");
+    let encrypted = b"\0\0\0\x08\xfdSMB1234";
+    flow("smb3", TCP, 445, &[(false, encrypted), (true, &negotiated), (true, encrypted)])?;
+    flow(
+        "esp",
+        7,
+        50,
+        &[
+            (false, b"\x01\x02\x03\x04\0\0\0\x01\0\x35\0\x63\0\x0a\0\0\x07\x07\x01\x02\x02\x11123456789012"),
+            (false, b"\x01\x02\x03\x04\0\0\0\x02\0\x35\0\x63\0\x0a\0\0\x07\x07\x01\x02\x02\x11123456789012"),
+        ],
+    )?;
+
     flow(
         "http",
         TCP,

@@ -161,6 +161,9 @@ fn is_message(datagram: &[u8]) -> bool {
     fits && u32::from_be_bytes([a, b, c, d]) as usize == datagram.len() && header[..8] != [0; 8]
 }
 
+/// A chosen proposal has one transform of each type.
+const MOST_TRANSFORMS: u8 = 16;
+
 /// A transform by its type in IKEv2, its id, and the bits of its key.
 type Transform = (u8, u16, Option<u16>);
 
@@ -171,7 +174,7 @@ fn proposals_2(body: &[u8]) -> Result<Vec<Transform>, Malformed> {
     let (_protocol, spi, count) = (reader.u8()?, reader.u8()?, reader.u8()?);
     reader.take(spi.into())?;
     let mut all = Vec::new();
-    for _ in 0..count {
+    for _ in 0..count.min(MOST_TRANSFORMS) {
         let (_last, _, length) = (reader.u8()?, reader.u8()?, reader.u16()?);
         let length = usize::from(length).checked_sub(4).ok_or(Malformed("a short transform"))?;
         let mut transform = Reader::new(reader.take(length)?);

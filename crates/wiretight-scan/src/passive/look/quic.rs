@@ -112,6 +112,8 @@ struct Opened {
     client: Crypto,
     server: Crypto,
     largest: [Option<u64>; 2],
+    /// Packets that could not be opened.
+    failed: usize,
     /// Why a side closed the connection, in Initials.
     closed: Option<(Side, u64)>,
 }
@@ -119,6 +121,8 @@ struct Opened {
 impl Opened {
     /// The most keys that are derived for a flow: one pair after each Retry and each new version.
     const MOST_KEYS: usize = 4;
+    /// A datagram can have many packets, and trying to open one is costly.
+    const MOST_FAILED: usize = 16;
 
     fn read(&mut self, half: &Half<'_>, side: Side) {
         for datagram in half.datagrams() {
@@ -138,24 +142,37 @@ impl Opened {
     }
 
     fn open(&mut self, initial: &Initial<'_>, side: Side) -> Option<Vec<u8>> {
+        if self.failed == Self::MOST_FAILED {
+            return None;
+        }
+        let opened = self.open_with_known(initial, side).or_else(|| match side {
+            Side::Client => self.open_with_new(initial),
+            Side::Server => None,
+        });
+        self.failed += usize::from(opened.is_none());
+        opened
+    }
+
+    fn open_with_known(&mut self, initial: &Initial<'_>, side: Side) -> Option<Vec<u8>> {
         let largest = &mut self.largest[usize::from(side == Side::Server)];
-        let mut with = |keys: &InitialKeys| {
+        self.keys.iter().rev().find_map(|keys| {
             let keys = if side == Side::Client { &keys.client } else { &keys.server };
             let (number, payload) = initial.open(keys, *largest)?;
             *largest = Some(largest.map_or(number, |before| before.max(number)));
             Some(payload)
-        };
-        if let Some(payload) = self.keys.iter().rev().find_map(&mut with) {
-            return Some(payload);
-        }
-        if side == Side::Server || self.keys.len() == Self::MOST_KEYS {
+        })
+    }
+
+    /// The first Initial of a connection, after a Retry, or of another version.
+    fn open_with_new(&mut self, initial: &Initial<'_>) -> Option<Vec<u8>> {
+        if self.keys.len() == Self::MOST_KEYS {
             return None;
         }
-        // The first Initial of a connection, after a Retry, or of another version.
         let keys = InitialKeys::of(initial.version, initial.destination);
         let (_, payload) = initial.open(&keys.client, None)?;
         // A new connection in the same flow.
-        *self = Self { keys: std::mem::take(&mut self.keys), ..Self::default() };
+        *self =
+            Self { keys: std::mem::take(&mut self.keys), failed: self.failed, ..Self::default() };
         self.keys.push(keys);
         Some(payload)
     }

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::sealed::{seen, text};
-use super::{Half, Opening, Verdict};
+use super::{Half, Opening, Verdict, quoted};
 use crate::judge::{Level, marks};
 use crate::parse::{Malformed, Reader};
 use crate::passive::{Grade, Sealed};
@@ -13,6 +13,9 @@ const MOST_BEFORE: usize = 2048;
 const BANNER: usize = 255;
 /// RFC 4253 section 6.1.
 const MAX_PACKET: usize = 35_000;
+
+/// Names of a list that are compared with all of the other side's: real lists have about twenty.
+const MOST_NAMES: usize = 128;
 
 const KEXINIT: u8 = 20;
 const NEWKEYS: u8 = 21;
@@ -34,14 +37,13 @@ pub(super) fn look(opening: &Opening<'_>) -> Verdict {
         (client, server) => (client.sent(), server.sent()),
     };
     let settled = opening.last || opening.client.ended && opening.server.ended;
-    let version = client.or(server).map_or(&b""[..], |sent| sent.0);
-    let software = [server, client].into_iter().flatten().find_map(|sent| text(sent.0, BANNER));
+    let software = server.or(client).map_or_else(String::new, |sent| quoted(sent.0));
     let old = [client, server]
         .into_iter()
         .flatten()
         .any(|sent| sent.0.starts_with(b"SSH-1.") && !sent.0.starts_with(b"SSH-1.99"));
     if old {
-        let evidence = format!("{}: version 1 of the protocol", software.unwrap_or("SSH-1"));
+        let evidence = format!("{software}: version 1 of the protocol");
         let sealed = Sealed { version: "SSH 1".into(), ..Sealed::default() };
         let level = if client.is_some() && server.is_some() { Level::Weak } else { Level::Unknown };
         return Verdict::Done(seen("ssh", level, Grade::Seen, evidence, Some(sealed)));
@@ -59,13 +61,9 @@ pub(super) fn look(opening: &Opening<'_>) -> Verdict {
             return Verdict::Maybe;
         }
         let broken = [&client, &server].into_iter().flatten().any(|packets| packets.broken);
-        let (grade, evidence) = match (broken, software) {
-            (true, _) => (Grade::Unknown, "SSH banners, then something else".into()),
-            (false, Some(software)) => (Grade::Guessed, software.to_owned()),
-            (false, None) => (
-                Grade::Guessed,
-                String::from_utf8_lossy(version.get(..8).unwrap_or_default()).into_owned(),
-            ),
+        let (grade, evidence) = match broken {
+            true => (Grade::Unknown, "SSH banners, then something else".to_owned()),
+            false => (Grade::Guessed, software),
         };
         let sealed = Sealed { version: "SSH 2.0".into(), ..Sealed::default() };
         return Verdict::Done(seen("ssh", Level::Unknown, grade, evidence, Some(sealed)));
@@ -326,9 +324,10 @@ fn has_own_mac(cipher: &str) -> bool {
 }
 
 /// The first name of the client's list that is in the server's; empty if there is none.
-fn common<'a>(client: &'a [u8], server: &[u8]) -> &'a [u8] {
-    let both = |name: &&[u8]| server.split(|byte| *byte == b',').any(|other| other == *name);
-    let mut names = client.split(|byte| *byte == b',');
+fn common<'a>(client: &'a [u8], server: &'a [u8]) -> &'a [u8] {
+    let list = |bytes| <[u8]>::split(bytes, |byte| *byte == b',').take(MOST_NAMES);
+    let both = |name: &&[u8]| list(server).any(|other| other == *name);
+    let mut names = list(client);
     names.find(|name| !is_marker(name) && !name.is_empty() && both(name)).unwrap_or_default()
 }
 

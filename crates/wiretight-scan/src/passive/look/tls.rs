@@ -118,6 +118,14 @@ impl<'a> Pair<'a> {
 
     /// What both sides have sent, of which the first part is a hello.
     fn judge(self, client: &Sent<'_>, server: &Sent<'_>) -> Verdict {
+        // Nothing is decided before both sides encrypt, or one of them fails. This spares most looks the parsing.
+        let encrypts = |sent: &Sent<'_>| sent.ciphered.is_some() || sent.application > 0;
+        let fails = |sent: &Sent<'_>| sent.broken || sent.alert.is_some();
+        let both_encrypt = encrypts(client) && encrypts(server);
+        let one_fails = fails(client) || fails(server);
+        if !both_encrypt && !one_fails && !self.settled() {
+            return Verdict::Maybe;
+        }
         let offer = Offer::in_messages(&client.handshake, self.flavour);
         if let Some(negotiated) = Negotiated::read(server, offer.as_ref(), self.flavour) {
             let progress = self.progress(client, server, &negotiated);
