@@ -674,6 +674,23 @@ for n in range(100): s.sendto(b'x' * 1000, ('127.0.0.1', 9999))";
     assert!(servers.contains(&&"10.78.0.1:9999".into()), "{report:#}");
     assert!(!servers.contains(&&"127.0.0.1:9999".into()), "{report:#}");
 
+    // A program here is named by its control group or its user; one elsewhere is not.
+    let listen = "import socket, sys, time
+s = socket.create_server(('10.78.0.1', 7777)); c, _ = s.accept(); time.sleep(60)";
+    let mut server = net.at("c", "python3");
+    let _server = KilledOnDrop(server.args(["-c", listen]).spawn().unwrap());
+    let watching = net.watch(&["--interface", "any", "--json", "--port", "7777"]);
+    let connect = "import socket, time
+for n in range(50):
+    try: s = socket.create_connection(('10.78.0.1', 7777)); break
+    except OSError: time.sleep(0.1)
+time.sleep(1.5)";
+    good(net.at("s", "python3").args(["-c", connect]));
+    let report = watching.end();
+    let flows = report["flows"].as_array().unwrap();
+    let with = |end: &str| flows.iter().any(|flow| flow["programs"].get(end).is_some());
+    assert!(with("client") && !with("server"), "{flows:#?}");
+
     let mut unprivileged = net.at("s", "setpriv");
     unprivileged.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
     unprivileged.arg(env!("CARGO_BIN_EXE_wiretight")).args(["watch", "--interface", "lo"]);
