@@ -271,9 +271,9 @@ pub fn blockers(blockers: &[Blocker], options: FlowOptions) -> Vec<String> {
             names => names,
         };
         let (bytes, flows) = (size(row.total()), row.flows);
-        let (first, last) = (super::time(row.first), super::time(row.last));
+        let when = super::span(row.first, row.last);
         let flows = super::count(flows, "flow");
-        let whose = format!("{programs}; {bytes} in {flows}, {first} to {last} UTC");
+        let whose = format!("{programs}; {bytes} in {flows}, {when} UTC");
         put(&mut lines, width, "    ", &whose);
         for reason in &row.reasons {
             put(&mut lines, width, "    ", &reason.what);
