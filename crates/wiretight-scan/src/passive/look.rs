@@ -63,6 +63,12 @@ impl<'a> Opening<'a> {
         self.ports.0 == port || self.ports.1 == port
     }
 
+    /// Whether the side that sent first begins like text.
+    fn is_text(&self) -> bool {
+        let first = self.halves().into_iter().find_map(|half| half.bytes.first());
+        first.is_some_and(|b| matches!(b, b'\t' | b'\r' | b'\n' | b' '..=b'~'))
+    }
+
     fn is_mid_flow(&self) -> bool {
         !(self.client.from_start || self.server.from_start)
     }
@@ -139,12 +145,9 @@ pub(crate) enum Verdict {
 pub(crate) type Recogniser = fn(&Opening<'_>) -> Verdict;
 
 /// In the order in which they are asked. TLS is first because it is the most frequent.
-const TCP: &[Recogniser] = &[
-    tls::look,
-    ssh::look,
-    rdp::look,
-    smb3::look,
-    vpn::openvpn,
+const TCP_SEALED: &[Recogniser] = &[tls::look, ssh::look, rdp::look, smb3::look, vpn::openvpn];
+/// Asked if the side that sent first begins like text.
+const TCP_TEXT: &[Recogniser] = &[
     http::http1,
     http::http2,
     starttls::replies,
@@ -154,6 +157,18 @@ const TCP: &[Recogniser] = &[
     starttls::xmpp,
     http::sip,
     http::rtsp,
+    text::redis,
+    text::nats,
+    text::git,
+    text::rsync,
+    text::svn,
+    text::fix,
+    text::gnutella,
+    text::syslog,
+    others::teamspeak,
+];
+/// Also those that begin with a word.
+const TCP_BINARY: &[Recogniser] = &[
     starttls::mssql,
     starttls::postgres,
     starttls::mysql,
@@ -163,23 +178,14 @@ const TCP: &[Recogniser] = &[
     files::dcerpc,
     starttls::ldap,
     names::tcp,
-    text::redis,
     text::memcached,
-    text::nats,
-    text::git,
-    text::rsync,
-    text::svn,
-    text::fix,
-    text::gnutella,
     text::hl7,
-    text::syslog,
     others::rfb,
     others::rmi,
     others::jdwp,
     others::giop,
     others::ceph,
     others::bitcoin,
-    others::teamspeak,
     others::fastcgi,
     others::ajp,
     others::x11,
@@ -210,8 +216,6 @@ const TCP: &[Recogniser] = &[
     industry::ethernet_ip,
     network::diameter,
     starttls::telnet,
-    starttls::irc,
-    text::ident,
     text::nine_p,
     brokers::bolt,
     brokers::clickhouse,
@@ -227,9 +231,9 @@ const TCP: &[Recogniser] = &[
     media::rtmp,
     brokers::kafka,
     files::rpc_reply,
-    text::metrics,
-    text::whois,
 ];
+/// Text whose form is that of other text.
+const TCP_VAGUE: &[Recogniser] = &[starttls::irc, text::ident, text::metrics, text::whois];
 const UDP: &[Recogniser] = &[
     quic::look,
     tls::dtls,
@@ -295,24 +299,18 @@ pub fn look(opening: &Opening<'_>) -> Look {
             false => Look::More,
         };
     }
-    let recognisers = match opening.transport {
-        Transport::Tcp => TCP,
-        Transport::Udp => UDP,
-        Transport::Sctp => SCTP,
-        Transport::Icmp | Transport::Ip(_) => IP,
-    };
     let tunnelled = match opening.transport {
         Transport::Tcp => tunnels::tunnel(opening),
         _ => Verdict::No,
     };
     let verdict = match tunnelled {
-        Verdict::Maybe if opening.last => ask(opening, recognisers),
-        Verdict::No => ask(opening, recognisers),
+        Verdict::Maybe if opening.last => recognise(opening),
+        Verdict::No => recognise(opening),
         verdict => verdict,
     };
     let verdict = match verdict {
         // A capture that began later does not show who opened the flow.
-        Verdict::No if opening.is_mid_flow() => ask(&opening.swapped(), recognisers),
+        Verdict::No if opening.is_mid_flow() => recognise(&opening.swapped()),
         verdict => verdict,
     };
     let enough = opening.last || opening.halves().iter().any(|half| half.bytes.len() >= ENOUGH);
@@ -330,6 +328,26 @@ pub fn look(opening: &Opening<'_>) -> Look {
 /// What follows the agreement on TLS: a handshake, or something else.
 fn tls_within(opening: &Opening<'_>) -> Verdict {
     tls::look_within(opening)
+}
+
+/// The answer of the recognisers of a transport.
+fn recognise(opening: &Opening<'_>) -> Verdict {
+    match opening.transport {
+        Transport::Tcp => {
+            let lists = match opening.is_text() {
+                true => [TCP_SEALED, TCP_TEXT, TCP_BINARY, TCP_VAGUE],
+                false => [TCP_SEALED, TCP_BINARY, &[], &[]],
+            };
+            lists
+                .into_iter()
+                .map(|list| ask(opening, list))
+                .find(|v| *v != Verdict::No)
+                .unwrap_or(Verdict::No)
+        }
+        Transport::Udp => ask(opening, UDP),
+        Transport::Sctp => ask(opening, SCTP),
+        Transport::Icmp | Transport::Ip(_) => ask(opening, IP),
+    }
 }
 
 /// The first answer that is not no.

@@ -672,6 +672,88 @@ fn thirty_percent_loss_makes_less_known_and_counts_what_is_left() {
     assert_eq!(encrypted, 0);
 }
 
+/// The segments of a TLS 1.3 connection of rustls with itself: whether the server sends, and the bytes.
+fn tls() -> Vec<(bool, Vec<u8>)> {
+    use rustls::pki_types::{PrivateKeyDer, ServerName};
+    use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection};
+    let rcgen::CertifiedKey { cert, signing_key } =
+        rcgen::generate_simple_self_signed(["a.example".to_owned()]).unwrap();
+    let key = PrivateKeyDer::try_from(signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let server = ServerConfig::builder_with_provider(provider.clone());
+    let server = server.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
+    let server = server.with_single_cert(vec![cert.der().clone()], key).unwrap();
+    let mut roots = RootCertStore::empty();
+    roots.add(cert.der().clone()).unwrap();
+    let client = ClientConfig::builder_with_provider(provider);
+    let client = client.with_safe_default_protocol_versions().unwrap();
+    let client = client.with_root_certificates(roots).with_no_client_auth();
+    let name = ServerName::try_from("a.example").unwrap();
+    let mut client = ClientConnection::new(Arc::new(client), name).unwrap();
+    let mut server = ServerConnection::new(Arc::new(server)).unwrap();
+    let mut segments = Vec::new();
+    while client.is_handshaking() || client.wants_write() || server.wants_write() {
+        let mut bytes = Vec::new();
+        while client.wants_write() {
+            client.write_tls(&mut bytes).unwrap();
+        }
+        server.read_tls(&mut &bytes[..]).unwrap();
+        server.process_new_packets().unwrap();
+        segments.extend(bytes.chunks(1400).map(|part| (false, part.to_vec())));
+        let mut bytes = Vec::new();
+        while server.wants_write() {
+            server.write_tls(&mut bytes).unwrap();
+        }
+        client.read_tls(&mut &bytes[..]).unwrap();
+        client.process_new_packets().unwrap();
+        segments.extend(bytes.chunks(1400).map(|part| (true, part.to_vec())));
+    }
+    segments
+}
+
+#[test]
+fn nothing_is_called_encrypted_whose_handshake_was_not_captured() {
+    let segments = tls();
+    let hello = segments.iter().position(|(by_server, _)| *by_server).unwrap();
+    // With what of each connection is lost: the number of those that are called encrypted.
+    let run = |lost: &dyn Fn(u16, usize) -> bool| {
+        let mut net = Net::with(Limits { flows: 5000, undecided: 5000, sample: 1 });
+        let mut possible = 0;
+        for port in 0..500 {
+            let client = (CLIENT, 20_000 + port);
+            let (mut next, server) = ([101, 501], (SERVER, 443));
+            net.open(client, server);
+            possible += usize::from(!lost(port, hello));
+            for (n, (by_server, bytes)) in segments.iter().enumerate() {
+                let (from, to) = if *by_server { (server, client) } else { (client, server) };
+                let next = &mut next[usize::from(*by_server)];
+                if !lost(port, n) {
+                    net.tcp(from, to, *next, ACK, bytes);
+                }
+                *next += bytes.len() as u32;
+            }
+        }
+        let records = net.finish();
+        assert_eq!(records.len(), 500);
+        let encrypted = records.iter().filter(|record| record.seen.level > Level::Plaintext);
+        let ports: Vec<u16> = encrypted.map(|record| record.client.port() - 20_000).collect();
+        assert!(ports.iter().all(|port| !lost(*port, hello)));
+        (ports.len(), possible)
+    };
+    assert_eq!(run(&|_, _| false), (500, 500));
+    // The ServerHello, or everything up to it
+    assert_eq!(run(&|_, n| n == hello).0, 0);
+    assert_eq!(run(&|_, n| n <= hello).0, 0);
+    // One direction, or 30 % of all segments
+    assert_eq!(run(&|_, n| segments[n].0).0, 0);
+    let random = |port: u16, n: usize| {
+        let hash = (u32::from(port) * 16 + n as u32).wrapping_mul(2_654_435_761);
+        hash >> 16 < 19_660
+    };
+    let (encrypted, possible) = run(&random);
+    assert!((100..400).contains(&encrypted), "{encrypted} of {possible}");
+}
+
 #[test]
 fn a_cut_frame_counts_with_its_length_on_the_wire() {
     let packet = ip(CLIENT, SERVER, 6, 1, &tcp(40_000, 80, (101, 0), ACK, &[3; 1000]));

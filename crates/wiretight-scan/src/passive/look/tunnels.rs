@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use super::{Opening, Verdict, ask, plaintext, undetermined};
+use super::{Opening, Verdict, plaintext, recognise, undetermined};
 use crate::judge::Level;
 use crate::parse::Reader;
 use crate::parse::starttls::{Parsed, line};
@@ -61,7 +61,7 @@ pub(super) fn tunnel(opening: &Opening<'_>) -> Verdict {
     if inner.client.bytes.is_empty() {
         inner.first = Some(Side::Server);
     }
-    match ask(&inner, super::TCP) {
+    match recognise(&inner) {
         // The password for the proxy is not protected by what follows.
         Verdict::Done(seen) if secret => Verdict::Done(Seen {
             level: Level::Plaintext,

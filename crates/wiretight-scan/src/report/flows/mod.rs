@@ -127,7 +127,11 @@ pub fn write_flows(
     match format {
         Format::Table => {
             let lines = table::coverage(report, options).into_iter();
-            for line in lines.chain([String::new()]).chain(table::rows(report, options)) {
+            for line in lines.chain([String::new()]).chain(table::rows(
+                &report.rows,
+                report.left_out,
+                options,
+            )) {
                 writeln!(out, "{line}")?;
             }
         }

@@ -7,7 +7,7 @@ use super::{
 use crate::facts::Answer;
 use crate::judge::Level;
 use crate::passive::blockers::Blocker;
-use crate::passive::summary::Row;
+use crate::passive::summary::{Row, Share};
 use crate::report::size;
 use crate::report::table::{DIM, level_colour};
 use crate::report::text::{clean, wrap};
@@ -110,8 +110,7 @@ const COLUMNS: [Column; 10] = [
 const GAP: usize = 2;
 
 /// The heading and the rows. A row is one line, and with `verbose` its evidence follows.
-pub fn rows(report: &FlowReport, options: FlowOptions) -> Vec<String> {
-    let rows = &report.rows;
+pub fn rows(rows: &[Row], left_out: Share, options: FlowOptions) -> Vec<String> {
     let day = |at: jiff::Timestamp| at.strftime("%F").to_string();
     let days: std::collections::BTreeSet<String> =
         rows.iter().flat_map(|row| [day(row.first), day(row.last)]).collect();
@@ -139,9 +138,8 @@ pub fn rows(report: &FlowReport, options: FlowOptions) -> Vec<String> {
     if rows.is_empty() {
         lines.push("no flows".to_owned());
     }
-    if report.left_out.flows > 0 {
-        let (flows, bytes) =
-            (super::count(report.left_out.flows, "flow"), size(report.left_out.bytes));
+    if left_out.flows > 0 {
+        let (flows, bytes) = (super::count(left_out.flows, "flow"), size(left_out.bytes));
         put(
             &mut lines,
             options.width.unwrap_or(usize::MAX),
@@ -273,9 +271,9 @@ pub fn blockers(blockers: &[Blocker], options: FlowOptions) -> Vec<String> {
             names => names,
         };
         let (bytes, flows) = (size(row.total()), row.flows);
-        let (first, last) = (super::time(row.first), super::time(row.last));
+        let when = super::span(row.first, row.last);
         let flows = super::count(flows, "flow");
-        let whose = format!("{programs}; {bytes} in {flows}, {first} to {last} UTC");
+        let whose = format!("{programs}; {bytes} in {flows}, {when} UTC");
         put(&mut lines, width, "    ", &whose);
         for reason in &row.reasons {
             put(&mut lines, width, "    ", &reason.what);

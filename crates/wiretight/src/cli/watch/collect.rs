@@ -4,10 +4,12 @@ use std::io::{self, Write};
 
 use wiretight_proxy::network::Network;
 use wiretight_scan::passive::blockers::blockers;
+use wiretight_scan::passive::flow::Record;
 use wiretight_scan::passive::summary::{By, Coverage, Filter, Flow, Rows, Share, bytes_of};
 use wiretight_scan::report::{self, FlowReport};
 
 use super::Out;
+use crate::watch::owners::Owners;
 
 /// Rows and flows that are kept.
 pub(super) const ROWS: usize = 100_000;
@@ -56,6 +58,8 @@ pub(super) struct Collector {
     list: bool,
     flows: Vec<Flow>,
     not_listed: Share,
+    /// Finds the programs of flows, if they are of this machine.
+    pub(super) owners: Option<Owners>,
     /// What was missed, apart from a running capture.
     pub(super) missed: Coverage,
     /// Where flows are written as they end, or where the report is written at the end.
@@ -77,13 +81,21 @@ impl Collector {
             list,
             flows: Vec::new(),
             not_listed: Share::default(),
+            owners: None,
             missed: Coverage::default(),
             out,
         }
     }
 
+    /// The flow with its programs, as far as they are known.
+    pub(super) fn flow(&self, record: Record) -> Flow {
+        let programs = self.owners.as_ref().map(|owners| owners.of(&record)).unwrap_or_default();
+        Flow { record, programs }
+    }
+
     /// Adds a flow that has ended.
-    pub(super) fn ended(&mut self, flow: Flow) -> io::Result<()> {
+    pub(super) fn ended(&mut self, record: Record) -> io::Result<()> {
+        let flow = self.flow(record);
         self.all.add(&flow.record);
         if !self.selection.matches(&flow) {
             return Ok(());

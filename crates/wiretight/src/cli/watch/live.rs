@@ -249,8 +249,7 @@ impl View {
             let shown = report.blockers.iter().filter(|blocker| self.shows(&blocker.row)).cloned();
             report::blocker_lines(&shown.collect::<Vec<_>>(), options)
         } else {
-            let rows = self.select(&report.rows);
-            report::row_lines(&FlowReport { rows, ..report.clone() }, options)
+            report::row_lines(&self.select(&report.rows), report.left_out, options)
         };
         let (fixed, rows) = match self.blockers {
             true => (Vec::new(), body.as_slice()),

@@ -25,6 +25,7 @@ use wiretight_scan::report::{self, FlowOptions, FlowReport, Format};
 use super::{Where, term};
 use crate::logging::chain;
 use crate::watch::capture::{self, ANY, Capture, Opened};
+use crate::watch::owners::Owners;
 use crate::{privilege, sandbox};
 use collect::{Collector, Selection};
 
@@ -260,7 +261,7 @@ impl Watch {
         }
         collector.missed.miss_all(table.missed());
         for record in table.finish() {
-            collector.ended(record.into())?;
+            collector.ended(record)?;
         }
         let names: Vec<String> = self.files.iter().map(|path| path.display().to_string()).collect();
         let source = match names.as_slice() {
@@ -285,6 +286,8 @@ impl Watch {
         confine()?;
         let mut capture = opened.start()?;
         let mut collector = self.collector(out);
+        // Without it, programs are unknown.
+        collector.owners = Owners::new().ok();
         let source = match interface {
             ANY => "all interfaces".to_owned(),
             name => format!("interface {name}"),
@@ -311,7 +314,7 @@ impl Watch {
         let rest = capture.finish()?;
         capture.missed(&mut collector.missed);
         for record in rest {
-            collector.ended(record.into())?;
+            collector.ended(record)?;
         }
         self.finish(collector, &source, &Outcome::default())
     }
@@ -321,7 +324,7 @@ impl Watch {
         let mut current = Vec::new();
         let mut coverage = collector.missed.clone();
         if let Some(capture) = capture {
-            capture.current(|record| current.push(record.into()));
+            capture.current(|record| current.push(collector.flow(record)));
             capture.missed(&mut coverage);
         }
         collector.report(&current, &coverage, source)
@@ -503,7 +506,7 @@ fn read(
         if frames.is_multiple_of(FRAMES) {
             newest.into_iter().for_each(|now| table.expire(now));
             for record in table.ended() {
-                collector.ended(record.into())?;
+                collector.ended(record)?;
             }
         }
     };
@@ -514,10 +517,21 @@ fn read(
     Ok(result)
 }
 
+/// With more flows at a time, this is no host whose programs could be asked for, and looking them up would take too long.
+const MOST_OWNED: usize = 50_000;
+
 /// Takes the flows that have ended.
 fn take(capture: &Capture, collector: &mut Collector) -> io::Result<()> {
+    if let Some(owners) = &mut collector.owners {
+        let mut current = Vec::new();
+        capture.current(|record| current.push(record));
+        match current.len() > MOST_OWNED {
+            true => collector.owners = None,
+            false => owners.look(&current),
+        }
+    }
     for record in capture.ended() {
-        collector.ended(record.into())?;
+        collector.ended(record)?;
     }
     collector.flush()
 }

@@ -28,6 +28,9 @@ const MAX_ROWS: usize = 16_384;
 const MAX_ORPHANS: usize = 65_536;
 /// After this time a connection counts as `unknown` until its first packets say otherwise, in nanoseconds.
 const PATIENCE: u64 = 30_000_000_000;
+/// By how much the first packet of a connection may be read before its announcement, in nanoseconds. Less than the time
+/// after which a client uses a port again (a second on loopback).
+const AHEAD: u64 = 500_000_000;
 /// Hours that are kept here. The node collects them more often.
 const MAX_HOURS: usize = 3;
 const TCP: u8 = 6;
@@ -71,6 +74,8 @@ pub(super) struct Session {
 struct Flow {
     answers: SocketAddr,
     way: Way,
+    /// When its announcement was read.
+    noticed: u64,
     first: u64,
     last: u64,
     packets: [u64; 2],
@@ -145,12 +150,12 @@ pub(super) struct Census {
     translated: HashMap<Pair, Key>,
     /// Ended; their first packets may still be on the way.
     ended: Vec<(Key, Flow)>,
-    /// The newest of `ended` with these ends.
-    newest: HashMap<Pair, usize>,
+    /// Those of `ended` with these ends, oldest first.
+    ended_by: HashMap<Pair, Vec<usize>>,
     /// What flows without ports are.
     portless: HashMap<Pair, Arc<Seen>>,
-    /// What flows are that were not announced yet, and whether they have waited before.
-    orphans: HashMap<Pair, (Arc<Seen>, bool)>,
+    /// What flows are that were not announced yet, since when, and whether they have waited before.
+    orphans: HashMap<Pair, (Arc<Seen>, u64, bool)>,
     local: HashSet<IpAddr>,
     edge: Vec<SocketAddr>,
     dials: HashSet<SocketAddr>,
@@ -174,7 +179,7 @@ impl Census {
             flows: HashMap::new(),
             translated: HashMap::new(),
             ended: Vec::new(),
-            newest: HashMap::new(),
+            ended_by: HashMap::new(),
             portless: HashMap::new(),
             orphans: HashMap::new(),
             local: HashSet::new(),
@@ -284,6 +289,7 @@ impl Census {
         let mut flow = Flow {
             answers,
             way,
+            noticed: now,
             first: tracked.started.unwrap_or(now),
             last: now,
             packets: [0; 2],
@@ -302,7 +308,8 @@ impl Census {
         if key.server != answers && has_ports(key.protocol) {
             self.translated.insert(pair, key);
         }
-        flow.seen = self.orphans.remove(&pair).map(|(seen, _)| seen);
+        let orphan = self.orphans.remove(&pair);
+        flow.seen = orphan.filter(|o| now <= o.1.saturating_add(AHEAD)).map(|(seen, ..)| seen);
         if let Some(carried) = self.sessions.get(&pair) {
             flow.seen = Some(carried.clone());
         }
@@ -332,7 +339,8 @@ impl Census {
             self.translated.remove(&pair_of(key, flow.answers));
         }
         flow.last = flow.last.max(now.min(flow.last.saturating_add(1)));
-        self.newest.insert(pair_of(key, flow.answers), self.ended.len());
+        let same = self.ended_by.entry(pair_of(key, flow.answers)).or_default();
+        same.push(self.ended.len());
         self.ended.push((*key, flow));
     }
 
@@ -354,15 +362,21 @@ impl Census {
             return;
         }
         let pair = pair(protocol, record.client, record.server);
-        if let Some(flow) = self.find(pair) {
+        // A pair of ports may have been used before: these are the packets of the newest connection that was not announced
+        // after them.
+        let first = u64::try_from(record.first.as_nanosecond()).unwrap_or_default();
+        let began = |flow: &Flow| flow.noticed <= first.saturating_add(AHEAD);
+        if let Some(flow) = self.find(pair).filter(|flow| began(flow)) {
             better(flow, &record.seen);
             return;
         }
-        let ended = self.newest.get(&pair).and_then(|n| self.ended.get_mut(*n));
-        match ended {
+        let ended = self.ended_by.get(&pair).into_iter().flatten().rev();
+        let ended =
+            ended.copied().find(|n| self.ended.get(*n).is_some_and(|(_, flow)| began(flow)));
+        match ended.and_then(|n| self.ended.get_mut(n)) {
             Some((_, flow)) => better(flow, &record.seen),
             None if done && self.orphans.len() < MAX_ORPHANS => {
-                self.orphans.insert(pair, (record.seen.clone(), false));
+                self.orphans.insert(pair, (record.seen.clone(), first, false));
             }
             None => {}
         }
@@ -371,8 +385,8 @@ impl Census {
     /// Adds to the totals. `interfaces`: bytes that interfaces have counted since the last call.
     pub(super) fn tick(&mut self, now: u64, interfaces: u64, gaps: Gaps) {
         // An entry that is still there at the next call was announced by nothing.
-        self.orphans.retain(|_, (_, is_old)| !std::mem::replace(is_old, true));
-        self.newest.clear();
+        self.orphans.retain(|_, (_, _, is_old)| !std::mem::replace(is_old, true));
+        self.ended_by.clear();
         for (key, mut flow) in std::mem::take(&mut self.ended) {
             self.complete(&key, &mut flow);
             self.settle(&mut flow, now);
@@ -787,6 +801,21 @@ mod tests {
         let levels = census.totals().0.by_level();
         assert_eq!(levels[&Level::Strong], Count { connections: 1, bytes: 1800 });
         assert_eq!(levels[&Level::Unknown], Count { connections: 1, bytes: 20 });
+    }
+
+    #[test]
+    fn what_was_seen_of_a_connection_is_not_said_of_the_next_one_with_its_ports() {
+        let mut census = census();
+        census.event(Event::Is(tracked(key(A, B), None)), false, T0);
+        census.event(Event::Ended(tracked(key(A, B), Some([10, 10]))), false, T0 + SECOND);
+        census.event(Event::Is(tracked(key(A, B), None)), false, T0 + SECOND);
+        // The first packets of the second one were lost.
+        census.seen(&record(A, B, seen("tls", Level::Strong)), true);
+        census.event(Event::Ended(tracked(key(A, B), Some([7, 7]))), false, T0 + 2 * SECOND);
+        census.tick(T0 + 3 * SECOND, 0, Gaps::default());
+        let levels = census.totals().0.by_level();
+        assert_eq!(levels[&Level::Strong], Count { connections: 1, bytes: 20 });
+        assert_eq!(levels[&Level::Unknown], Count { connections: 1, bytes: 14 });
     }
 
     #[test]
