@@ -48,6 +48,11 @@ fn json(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"))
 }
 
+/// The last part of a path.
+fn path_name(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}
+
 /// Two machines on one wire: 10.78.0.1 is the client, 10.78.0.2 the server. Removed when this is dropped.
 struct Net {
     id: String,
@@ -107,7 +112,10 @@ impl Net {
 
     /// A server, as an unprivileged user if it refuses to run as root.
     fn start(&self, program: &str, args: &[&str], as_root: bool) -> KilledOnDrop {
-        let path = find(program).unwrap();
+        let path = match program.starts_with('/') {
+            true => PathBuf::from(program),
+            false => find(program).unwrap(),
+        };
         let mut command = match as_root {
             true => self.at("s", path),
             false => {
@@ -117,7 +125,8 @@ impl Net {
             }
         };
         command.args(args).stdin(Stdio::null()).stdout(Stdio::null());
-        let log = fs::File::create(self.path(&format!("{program}.log"))).unwrap();
+        let name = path_name(program);
+        let log = fs::File::create(self.path(&format!("{name}.log"))).unwrap();
         KilledOnDrop(command.stderr(log).spawn().unwrap())
     }
 
@@ -772,4 +781,45 @@ fn a_scan_fills_in_the_certificate_that_tls_1_3_hides() {
     assert_eq!(report["services"][0].get("scanned"), None);
     let report = json(&run(&mut watch("c", &["--scan", "--json"]), 0));
     assert_eq!(report["services"][0].get("scanned"), None);
+}
+
+#[test]
+fn without_a_file_or_interface_the_running_node_is_asked() {
+    if !has(&["redis-server", "redis-cli", "nft"]) {
+        return;
+    }
+    let Some(net) = Net::new() else { return };
+    let (state, config) = (net.path("state"), net.path("wiretight.toml"));
+    let node = format!(
+        "[node]\nname = \"auth1\"\ntrust_domain = \"example.org\"\nstate_dir = {state:?}\n\
+         [authority]\nlisten = \"127.0.0.1:7400\"\n[watch]\n"
+    );
+    fs::write(&config, node).unwrap();
+    let args = ["--bind", &SERVER.to_string(), "--save", "", "--protected-mode", "no"];
+    let _redis = net.start("redis-server", &args, false);
+    let config = config.to_str().unwrap();
+    let _node = net.start(env!("CARGO_BIN_EXE_wiretight"), &["run", "--config", config], true);
+    net.wait(&[6379]);
+    let watch = |args: &[&str]| {
+        let mut command = net.at("s", env!("CARGO_BIN_EXE_wiretight"));
+        command.args(["watch", "--config", config]).args(args);
+        command
+    };
+    // A connection that began before the node watched is unknown, and another row.
+    let seen = || {
+        let output = watch(&["--json"]).output().unwrap();
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        let services = report["services"].as_array().cloned().unwrap_or_default();
+        services.iter().any(|s| s["protocol"] == "redis" && s["level"] == "plaintext")
+    };
+    wait_for("the node watches and has seen Redis", || {
+        let set = ["-h", &SERVER.to_string(), "set", "k", "v"];
+        good(net.at("c", "redis-cli").args(set));
+        seen()
+    });
+    let table = good(&mut watch(&["--once", "--verbose"]));
+    assert!(table.contains("by its node") && table.contains("10.78.0.2:6379"), "{table}");
+    assert!(good(&mut watch(&["--blockers"])).contains("[[dial]]"));
+    run(&mut watch(&["--fail-below", "weak"]), 1);
+    run(&mut watch(&["--jsonl"]), 2);
 }

@@ -404,10 +404,12 @@ mod tests {
     #[test]
     fn changed_packets_are_never_called_encrypted() {
         let flow = connection(false);
-        let server = flow.0.iter().position(|(side, _)| *side == Side::Server).unwrap();
         for byte in (0..200).step_by(7) {
             let mut changed = flow.clone();
-            changed.0[server].1[byte] ^= 0x55;
+            // All of them: on a busy machine, the server sends its hello again.
+            for (_, datagram) in changed.0.iter_mut().filter(|(side, _)| *side == Side::Server) {
+                datagram.iter_mut().skip(byte).take(1).for_each(|b| *b ^= 0x55);
+            }
             let level = changed.look().map_or(Level::Unknown, |seen| seen.level);
             assert_eq!(level, Level::Unknown, "byte {byte}");
         }
