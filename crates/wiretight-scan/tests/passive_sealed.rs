@@ -124,7 +124,7 @@ const EXPECTED: &[(&str, &str, Level, &str)] = {
             Weak,
             "KEXINIT: diffie-hellman-group-exchange-sha1, ssh-rsa, aes128-cbc, hmac-md5",
         ),
-        ("zeek/rdp/rdp-proprietary-encryption.pcap", "rdp", Weak, "standard RDP security"),
+        ("zeek/rdp/rdp-proprietary-encryption.pcap", "rdp", Unknown, "standard RDP security"),
         // What did not complete, or is no TLS after all.
         ("zeek/tls/certificate-request-failed.pcap", "tls", Unknown, "ServerHello: TLS 1.2"),
         ("zeek/tls/tls1.2-late-protocol-error.pcap", "tls", Unknown, "ServerHello: TLS 1.2"),
