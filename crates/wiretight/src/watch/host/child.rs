@@ -46,6 +46,8 @@ const COLLECT: Duration = Duration::from_secs(2);
 /// How often all connections are listed, and everything is added up. A list takes at most one part in `SHARE` of the time.
 const TICK: Duration = Duration::from_secs(10);
 const SHARE: u32 = 300;
+/// If nothing was read for so much longer than [`COLLECT`], what is read next is late.
+const BEHIND: Duration = Duration::from_millis(500);
 /// Datagrams that are read at a time from one socket.
 const AT_ONCE: usize = 512;
 /// How long a request waits for a list.
@@ -410,6 +412,7 @@ impl Watcher {
     }
 
     fn read_tracking(&mut self) {
+        self.census.behind |= self.read.elapsed() > COLLECT + BEHIND;
         for _ in 0..AT_ONCE {
             match recv(&self.tracking, &mut self.buffer[..], RecvFlags::DONTWAIT) {
                 Ok((length, _)) => self.events(length.min(self.buffer.len())),
@@ -427,7 +430,10 @@ impl Watcher {
                         List::Broken(_) => {}
                     }
                 }
-                Err(_) => break,
+                Err(_) => {
+                    self.census.behind = false;
+                    break;
+                }
             }
         }
         self.read = Instant::now();
