@@ -9,7 +9,8 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OpenFlags};
 use tokio::sync::watch;
@@ -50,6 +51,10 @@ pub(super) fn open(path: PathBuf, limits: Limits) -> Result<Db> {
     Ok(Db { conn, _lock: lock, path, limits, history_bytes, head: watch::Sender::new(head) })
 }
 
+/// How long a lock that was released may still appear to be held: a program that another thread is starting has copies of
+/// all descriptors until its exec.
+const FORKED: Duration = Duration::from_millis(500);
+
 /// Locks `PATH.lock` for as long as the returned file is open. The file is never deleted: otherwise two processes
 /// could each lock a different file of that name.
 fn lock(path: &Path) -> Result<File> {
@@ -61,10 +66,16 @@ fn lock(path: &Path) -> Result<File> {
         .mode(0o600)
         .open(&lock_path)
         .map_err(io_error("open", &lock_path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Error::InUse { path: path.to_owned() }),
-        Err(TryLockError::Error(e)) => Err(io_error("lock", &lock_path)(e)),
+    let tried_since = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if tried_since.elapsed() < FORKED => {
+                thread::sleep(Duration::from_millis(10));
+            }
+            Err(TryLockError::WouldBlock) => return Err(Error::InUse { path: path.to_owned() }),
+            Err(TryLockError::Error(e)) => return Err(io_error("lock", &lock_path)(e)),
+        }
     }
 }
 

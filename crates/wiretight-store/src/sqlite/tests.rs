@@ -94,13 +94,7 @@ async fn the_bounds_of_history_hold_across_reopening() {
     let limits = Limits { changes: 100, bytes: 1000 };
     let mut expected = 0;
     for round in 0..4 {
-        // If another test forks at this moment, its child keeps our lock until it calls exec.
-        let store = loop {
-            match SqliteStore::with_history(place.path.clone(), limits).await {
-                Err(Error::InUse { .. }) => tokio::time::sleep(Duration::from_millis(5)).await,
-                opened => break opened.unwrap(),
-            }
-        };
+        let store = SqliteStore::with_history(place.path.clone(), limits).await.unwrap();
         let mut db = store.db.lock().await;
         assert_eq!(db.history_bytes, expected);
         for i in 0..4 {
@@ -133,6 +127,21 @@ async fn a_file_that_others_can_read_is_rejected() {
     let (error, text) = refusal(&place.path).await;
     assert!(matches!(error, Error::Exposed { mode: 0o640, .. }));
     assert!(text.contains("0640") && text.contains("chmod 600"), "{text}");
+}
+
+/// A program that another thread is starting holds a copy of the lock for a moment.
+#[tokio::test]
+async fn a_lock_that_is_about_to_be_released_is_waited_for() {
+    let place = place();
+    drop(SqliteStore::open(&place.path).await.unwrap());
+    let held = fs::File::open(beside(&place.path, ".lock")).unwrap();
+    held.lock().unwrap();
+    let release = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(50));
+        drop(held);
+    });
+    SqliteStore::open(&place.path).await.unwrap();
+    release.join().unwrap();
 }
 
 #[tokio::test]
