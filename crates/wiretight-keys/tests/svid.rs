@@ -143,6 +143,18 @@ fn a_renewal_is_linked_to_the_previous_key() {
 }
 
 #[test]
+fn successive_authorities_have_different_names() {
+    let name = |cert: &CertificateDer<'_>, what: &str| {
+        let at = cert.windows(what.len()).rposition(|part| part == what.as_bytes()).unwrap();
+        cert[at + what.len()..][..9].to_vec()
+    };
+    let (one, other) = (ca("example.org"), ca("example.org"));
+    assert_ne!(name(&one.root, "Wiretight root"), name(&other.root, "Wiretight root"));
+    let what = "Wiretight intermediate";
+    assert_ne!(name(&one.intermediate, what), name(&other.intermediate, what));
+}
+
+#[test]
 fn an_altered_request_is_rejected() {
     let key = SigningKey::generate().unwrap();
     let der = Csr::create(&id("spiffe://example.org/service/web"), &key).unwrap();

@@ -1,7 +1,7 @@
 //! Why traffic is not `strong`, and what to change: the rules of the scanner, applied to what was seen of a flow.
 //!
 //! A scan asks what a server accepts; a flow shows only what was negotiated once. So the texts differ, but ids, standards
-//! and advice are those of [`RULES`](crate::judge::rules::RULES).
+//! and advice are those of [`RULES`].
 
 use std::borrow::Cow;
 use std::net::IpAddr;

@@ -3,7 +3,7 @@
 //! Packets go in, [records of flows](flow::Record) come out; every byte is hostile. Nothing here does I/O, except to read
 //! a capture from any `Read`.
 //!
-//! - [`file`]: frames from a capture file;
+//! - [`mod@file`]: frames from a capture file;
 //! - [`packets`]: from a frame to the payload of a flow;
 //! - [`flow`]: the table of flows, and the first bytes of each direction in order;
 //! - [`look`]: from the first bytes to [what was seen](Seen);

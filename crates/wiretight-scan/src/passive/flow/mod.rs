@@ -1,5 +1,5 @@
 //! The table of flows: counts every packet, keeps the first bytes of each direction in order, and asks
-//! [`look`](super::look) what they are. Bounded whatever arrives.
+//! [`look`] what they are. Bounded whatever arrives.
 //!
 //! A packet of a flow that is decided costs one lookup and a few counters: no allocation, and no list of all flows is
 //! walked. Buffers exist only for flows that are not decided.
