@@ -72,8 +72,8 @@ fn judgement(mut reasons: Vec<Reason>, profiles: Vec<Verdict>) -> Judgement {
     Judgement { level, reasons, profiles }
 }
 
-/// The order in which reasons are reported; `Unknown` comes between weak and acceptable.
-fn worst_first(level: Level) -> u8 {
+/// The order in which reasons and rows are reported: `Unknown`, which may be plaintext, comes between weak and acceptable.
+pub fn worst_first(level: Level) -> u8 {
     match level {
         Level::Plaintext => 0,
         Level::Weak => 1,

@@ -13,7 +13,7 @@ use super::summary::Row;
 use super::{Sealed, StartTls, Transport};
 use crate::facts::{Answer, WEAK_SUITES};
 use crate::judge::rules::{Finding, RULES, Rule, Test};
-use crate::judge::{Level, Reason, marks};
+use crate::judge::{Level, Reason, marks, worst_first};
 use crate::names::{Group, KeyExchange, Suite, Version};
 
 /// Rules for what a scan does not see.
@@ -74,19 +74,10 @@ pub fn blockers(rows: Vec<Row>) -> Vec<Blocker> {
             Blocker { row, own }
         })
         .collect();
-    found.sort_by_key(|b| (order(b.row.key.level), u64::MAX - b.row.total(), b.row.key.clone()));
+    found.sort_by_key(|b| {
+        (worst_first(b.row.key.level), u64::MAX - b.row.total(), b.row.key.clone())
+    });
     found
-}
-
-/// From the worst to the best. What is unknown may be plaintext.
-pub fn order(level: Level) -> u8 {
-    match level {
-        Level::Plaintext => 0,
-        Level::Weak => 1,
-        Level::Unknown => 2,
-        Level::Acceptable => 3,
-        Level::Strong => 4,
-    }
 }
 
 /// Private, unique local, link-local, shared (RFC 6598), multicast and loopback addresses.
@@ -117,7 +108,7 @@ pub fn reasons(record: &Record) -> Vec<Reason> {
         Level::Unknown => vec![unknown(record)],
         Level::Weak | Level::Acceptable => encrypted(record),
     };
-    reasons.sort_by_key(|reason| order(reason.level));
+    reasons.sort_by_key(|reason| worst_first(reason.level));
     reasons
 }
 

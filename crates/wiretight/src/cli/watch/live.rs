@@ -214,7 +214,7 @@ impl View {
             Sort::Flows => rows.sort_by_key(|row| std::cmp::Reverse(row.flows)),
             Sort::Last => rows.sort_by_key(|row| std::cmp::Reverse(row.last)),
             Sort::Level => {
-                rows.sort_by_key(|row| wiretight_scan::passive::blockers::order(row.key.level));
+                rows.sort_by_key(|row| wiretight_scan::judge::worst_first(row.key.level));
             }
         }
         rows
