@@ -11,7 +11,8 @@ use wiretight_proxy::clock::now;
 use wiretight_scan::passive::totals::{Hour, Period, Sum};
 use wiretight_store::{Error, Key, update};
 
-use super::{Registry, internal, json, key, read};
+use super::{Registry, internal, json, key, read, whole};
+use crate::authority::AuthorityError;
 use crate::control::{Code, Denial, Records};
 
 const FOLDER: &str = "watch/";
@@ -57,13 +58,8 @@ impl Registry {
         self.current(node, enrolment).await?;
         for hour in hours.good {
             let at = day(node, hour.start / DAY * DAY);
-            let kept = update(&*self.store, &at, |old| {
-                let mut hours: Vec<Period> = old.and_then(read).unwrap_or_default();
-                hours.retain(|other| other.start != hour.start);
-                hours.push(hour.clone().into());
-                hours.sort_by_key(|hour| hour.start);
-                Ok::<_, Error>(Some(json(&hours)))
-            });
+            let kept =
+                update(&*self.store, &at, |old| with_hour(old, hour.clone().into()).map(Some));
             kept.await.map_err(internal)?;
         }
         Ok(())
@@ -115,6 +111,16 @@ impl Registry {
     }
 }
 
+/// A stored day with the totals of an hour, which replace earlier ones. A day that is unreadable, perhaps because a newer
+/// version wrote it, is not overwritten: the node keeps its totals and tries again.
+fn with_hour(day: Option<&[u8]>, hour: Period) -> Result<Vec<u8>, AuthorityError> {
+    let mut hours: Vec<Period> = whole(day)?.unwrap_or_default();
+    hours.retain(|other| other.start != hour.start);
+    hours.push(hour);
+    hours.sort_by_key(|hour| hour.start);
+    Ok(json(&hours))
+}
+
 fn day(node: &Name, start: u64) -> Key {
     // Keys are sorted as text: all of these have the same length until the year 2286.
     key(format!("{FOLDER}{node}/{start:010}"))
@@ -149,5 +155,18 @@ mod tests {
         let weak = day.totals.by_level()[&Level::Weak];
         assert_eq!(weak, Count { connections: 24, bytes: 276 });
         assert!(day.overlaps(86_399, 90_000) && !day.overlaps(86_400, 90_000));
+    }
+    #[test]
+    fn an_hour_is_replaced_and_an_unreadable_day_is_not_overwritten() {
+        let hour = |start, watched_seconds| {
+            Period::from(Hour { start, watched_seconds, ..Hour::default() })
+        };
+        let day = with_hour(None, hour(3600, 1)).unwrap();
+        let day = with_hour(Some(&day), hour(0, 2)).unwrap();
+        let day = with_hour(Some(&day), hour(3600, 3)).unwrap();
+        let hours: Vec<Period> = read(&day).unwrap();
+        assert_eq!(hours, [hour(0, 2), hour(3600, 3)]);
+        let newer = br#"[{"start":0,"length":3600,"watched_seconds":9,"totals_by_group":{}}]"#;
+        assert!(matches!(with_hour(Some(newer), hour(0, 1)), Err(AuthorityError::DamagedRecord)));
     }
 }
