@@ -5,6 +5,7 @@
 //! - [`key`]: private keys, and the [`key::Signer`] interface of the root
 //! - [`link`]: a signature by the previous key over the new one, made at renewal
 //! - [`x509`]: certificate requests and certificates
+//! - [`claims`]: log entries about the traffic of the mesh, and about what is published
 //! - [`logged`]: log entries, and certificates that carry the proof that they are logged
 //! - [`transparency`]: whether that proof is required, and by which policy
 //! - [`verify`]: verifies a peer's chain; returns a [`VerifiedPeer`] or a [`Refusal`]
@@ -12,6 +13,7 @@
 //! - [`web`]: certificates of web sites, and requests for those that the authority issues
 //! - [`mod@seal`]: encrypts secrets that pass through the authority's store
 
+pub mod claims;
 mod error;
 pub mod key;
 pub mod link;

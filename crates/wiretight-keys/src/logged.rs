@@ -5,6 +5,8 @@
 //! ```text
 //! 1  a certificate: its TBSCertificate (DER) without the proof extension, the last 8 bytes of its serial number zero
 //! 2  a revocation, in addition to earlier ones: JSON
+//! 3  the traffic of the mesh in an hour or a day: JSON (claims)
+//! 4  the hash of what was published: JSON (claims)
 //! ```
 //!
 //! The certificate is logged before it is signed. Its serial number ends with the index of its entry, and a
@@ -31,6 +33,7 @@ use x509_cert::ext::pkix::name::GeneralName;
 use x509_cert::ext::pkix::{AuthorityKeyIdentifier, BasicConstraints};
 use x509_cert::serial_number::SerialNumber;
 
+use crate::claims::{MeshPeriod, PERIOD, PUBLICATION, Publication};
 use crate::error::{X509Error, malformed};
 use crate::link::KeyLink;
 use crate::spiffe::SpiffeId;
@@ -64,6 +67,10 @@ pub enum Entry {
     Certificate(LoggedCertificate),
     /// Revocations that take effect with this entry.
     Revocation(Revocation),
+    /// The traffic of the mesh in an hour or a day.
+    Period(Box<MeshPeriod>),
+    /// A folder that was published.
+    Publication(Publication),
     /// An entry of a type unknown to this release.
     Other(u16),
 }
@@ -111,6 +118,8 @@ impl Entry {
                 let revocation = serde_json::from_slice(body);
                 Ok(Entry::Revocation(revocation.map_err(|e| bad(&e.to_string()))?))
             }
+            PERIOD => Ok(Entry::Period(Box::new(MeshPeriod::parse(body)?))),
+            PUBLICATION => Ok(Entry::Publication(Publication::parse(body)?)),
             other => Ok(Entry::Other(other)),
         }
     }

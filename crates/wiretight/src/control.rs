@@ -4,6 +4,8 @@
 //! A message is a 4-byte length followed by that many bytes of JSON. Each side limits the size of what it reads; memory
 //! grows with the bytes received, never with the announced length. Authorization is not decided here.
 
+pub mod report;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use rustls::pki_types::CertificateDer;

@@ -33,6 +33,7 @@ pub mod node;
 pub mod private_dir;
 mod privilege;
 mod program;
+pub mod proof;
 pub mod sandbox;
 pub mod sites;
 #[cfg(test)]

@@ -403,6 +403,22 @@ fn text(rows: &[Listed]) -> String {
                 String::new(),
                 String::new(),
             ],
+            What::Period { start, length } => [
+                "totals".to_owned(),
+                format!(
+                    "the traffic of the {} from {}",
+                    if *length == wiretight_keys::claims::DAY { "day" } else { "hour" },
+                    super::verify::moment(*start)
+                ),
+                String::new(),
+                String::new(),
+            ],
+            What::Publication { at, manifest } => [
+                "publication".to_owned(),
+                format!("published at {}, manifest {manifest}", super::verify::moment(*at)),
+                String::new(),
+                String::new(),
+            ],
             What::Other { number } => [
                 "unknown".to_owned(),
                 format!("an entry of type {number}"),

@@ -73,6 +73,19 @@ pub enum What {
         /// Number of series.
         series: usize,
     },
+    /// A claim about the mesh's traffic in an hour or a day.
+    Period {
+        /// In seconds since 1970, and in seconds.
+        start: u64,
+        length: u64,
+    },
+    /// A folder that was published.
+    Publication {
+        /// In seconds since 1970.
+        at: u64,
+        /// SHA-256 of its manifest, in hex.
+        manifest: String,
+    },
     /// A type that this release does not know.
     Other {
         /// The type.
@@ -100,6 +113,8 @@ impl What {
             Ok(Entry::Revocation(r)) => {
                 What::Revocation { at: r.at, ranges: r.indexes.len(), series: r.series.len() }
             }
+            Ok(Entry::Period(p)) => What::Period { start: p.start, length: p.length },
+            Ok(Entry::Publication(p)) => What::Publication { at: p.at, manifest: p.manifest },
             Ok(Entry::Other(number)) => What::Other { number },
             Err(error) => {
                 What::Malformed { error: chain(&error).chars().take(MAX_ERROR).collect() }

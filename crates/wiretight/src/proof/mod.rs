@@ -1,0 +1,4 @@
+//! What the mesh can show of itself. One set of facts ([`facts`]) for the public page, the console and the auditor's
+//! archive.
+
+pub mod facts;
