@@ -11,6 +11,7 @@
 //! seen/NAME              when a node's stream last started or ended
 //! edge/service/SERVICE/  records that edges share (`shared`)
 //! watch/NAME/DAY         what a node has counted of its traffic (`totals`)
+//! report/NAME            what a node reports of itself (`reports`)
 //! ```
 //!
 //! The store has no transaction over several keys. So a change in several steps first marks the node's record as being
@@ -21,6 +22,7 @@
 //! record, no certificate was or will be sent that is not revoked.
 
 mod issuing;
+mod reports;
 mod shared;
 mod tokens;
 mod totals;
@@ -51,6 +53,8 @@ use crate::control::{
 use crate::log::sequencer::Log;
 
 use issuing::Chain;
+pub(super) use reports::Member;
+pub use reports::Reported;
 pub(super) use shared::Written;
 pub use tokens::PendingToken;
 
@@ -185,6 +189,7 @@ pub(super) struct Registry {
     /// For records that edges share.
     shares: Mutex<Budgets>,
     announcements: Mutex<Budgets>,
+    reports: reports::Reports,
     /// The node in this process.
     own: OnceLock<Name>,
 }
@@ -194,8 +199,8 @@ type Budgets = HashMap<Name, (f64, Instant)>;
 
 impl Registry {
     pub(super) fn new(trust_domain: TrustDomain, store: Arc<dyn Store>, ca: Arc<Ca>) -> Registry {
-        let (changing, budgets, shares, announcements, own) = Default::default();
-        Registry { trust_domain, store, ca, changing, budgets, shares, announcements, own }
+        let (changing, budgets, shares, announcements, reports, own) = Default::default();
+        Registry { trust_domain, store, ca, changing, budgets, shares, announcements, reports, own }
     }
 
     /// Sets which node runs in this process.
@@ -688,8 +693,12 @@ impl Registry {
         self.leave_shared(name, &record).await?;
         match record.standing {
             Standing::Active => {}
-            Standing::Replacing => self.delete_key(&instances_key(name)).await?,
+            Standing::Replacing => {
+                self.delete_key(&instances_key(name)).await?;
+                self.forget_report(name).await?;
+            }
             Standing::Removing => {
+                self.forget_report(name).await?;
                 // With a remaining token the node could join again.
                 self.prune_folder(TOKENS, |t: TokenRecord| t.node == *name).await?;
                 self.delete_key(&instances_key(name)).await?;

@@ -833,6 +833,16 @@ impl StreamReader<'_> {
                     Err(denial) => refused(request, denial)?,
                 }
             }
+            FromNode::Report { request, report } => {
+                let kept = match self.server.revoked(peer) {
+                    None => self.server.registry.keep_report(node, enrolment, *report).await,
+                    Some(denial) => Err(denial),
+                };
+                match kept {
+                    Ok(()) => FromAuthority::Kept { request },
+                    Err(denial) => refused(request, denial)?,
+                }
+            }
             FromNode::Ack { version } => {
                 self.seen.acked.store(version, Ordering::Relaxed);
                 return Ok(());
