@@ -3,6 +3,7 @@
 //!
 //! - `ca`: root, intermediate, leaves
 //! - `offers`: checks each record that a node announces
+//! - `claims`: logs how the traffic of the mesh was encrypted, each hour and each day
 //! - `registry`: nodes, tokens, issued and revoked certificates, in the store
 //! - `affected`: what a revocation would affect
 //! - `state`: the state that is pushed to all nodes, by version
@@ -14,6 +15,7 @@
 mod affected;
 pub mod backup;
 mod ca;
+mod claims;
 pub mod offers;
 mod registry;
 mod server;
@@ -61,13 +63,15 @@ use crate::logging::chain;
 use crate::private_dir::{FileError, PrivateDir};
 use crate::web::client::{Client, Credentials, Url};
 use ca::{Ca, until};
-pub use registry::PendingToken;
+use claims::Claims;
 use registry::Registry;
+pub use registry::{PendingToken, Reported};
 use server::Server;
 use state::Publisher;
 
 pub use affected::Affected;
 pub use ca::{CaError, IntermediateStatus, RootStanding, RootStatus};
+pub use claims::{ClaimsStatus, LoggedPeriod, Published};
 
 /// How long shutting down may take.
 const SHUTDOWN: Duration = Duration::from_secs(5);
@@ -137,6 +141,8 @@ pub struct Times {
     pub prune: Duration,
     /// Old revocations are removed only if the clock was not set for this long, as far as this process knows.
     pub steady: Duration,
+    /// How long after its end an hour is logged at the latest. What nodes have sent by then is in it.
+    pub late: Duration,
 }
 
 impl Default for Times {
@@ -148,6 +154,7 @@ impl Default for Times {
             debounce: Duration::from_millis(50),
             prune: Duration::from_secs(600),
             steady: Duration::from_secs(86_400),
+            late: Duration::from_secs(900),
         }
     }
 }
@@ -309,7 +316,9 @@ struct Inner {
     addr: SocketAddr,
     advertise: RwLock<Option<HostPort>>,
     mesh: Arc<Mesh>,
+    store: Arc<dyn Store>,
     log: Log,
+    claims: Arc<Mutex<ClaimsStatus>>,
     ca: Arc<Ca>,
     registry: Arc<Registry>,
     publisher: Arc<Publisher>,
@@ -347,11 +356,14 @@ impl Authority {
         let registry = Arc::new(registry);
         registry.recover().await?;
         registry.prune(times.steady.is_zero()).await?;
+        registry.load_reports().await?;
+        let claims = Arc::default();
+        let logging = Claims::open(store.clone(), log.clone(), times, Arc::clone(&claims)).await?;
 
         if required {
             mesh.set_transparency(Transparency::required(log.policy()));
         }
-        let publisher = Arc::new(Publisher::new(store, mesh.clone(), times.debounce));
+        let publisher = Arc::new(Publisher::new(store.clone(), mesh.clone(), times.debounce));
         let view = publisher.load().await?;
         let reading = log_listener(&served).await?;
         let site = LogSite {
@@ -373,7 +385,9 @@ impl Authority {
             addr,
             advertise,
             mesh,
+            store,
             log,
+            claims,
             ca,
             registry,
             publisher: publisher.clone(),
@@ -419,6 +433,7 @@ impl Authority {
             tasks.spawn(server.run(listener, stopped));
             tasks.spawn(async move { publisher.run(view).await });
             tasks.spawn(maintain(inner.clone(), times));
+            tasks.spawn(logging.run(inner.clone()));
         }
         tracing::info!(listen = %addr, trust_domain = %inner.trust_domain, "the authority is ready");
         Ok(AuthorityHandle { inner })
@@ -710,6 +725,15 @@ impl AuthorityHandle {
 
     pub fn log(&self) -> &Log {
         &self.inner.log
+    }
+
+    /// The roots of the trust bundle, the active one first.
+    pub fn roots(&self) -> Vec<CertificateDer<'static>> {
+        self.inner.ca.roots()
+    }
+
+    pub fn intermediate(&self) -> CertificateDer<'static> {
+        self.inner.ca.intermediate()
     }
 
     pub fn ca_status(&self) -> CaStatus {
