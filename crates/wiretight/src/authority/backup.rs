@@ -33,7 +33,8 @@ use wiretight_tlog::tile::{Kind, Tile, push_entry};
 use wiretight_tlog::{Frontier, Hash, LogSigner, SignedCheckpoint};
 use zeroize::Zeroizing;
 
-use super::{AuthorityError, LOG_KEY, claims, registry};
+use super::own_log::LOG_KEY;
+use super::{AuthorityError, claims, registry};
 use crate::acme::SEAL_KEY;
 use crate::config::Config;
 use crate::log::bucket::Bucket;

@@ -36,7 +36,6 @@ use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use spki::SubjectPublicKeyInfoOwned;
 use wiretight_keys::token::{secret_hash, secret_matches};
 use wiretight_keys::{Csr, Id, Name, PublicKey, Revocation, Serial, Series, TrustDomain};
 use wiretight_proxy::clock::now;
@@ -52,7 +51,7 @@ use crate::control::{
 };
 use crate::log::sequencer::Log;
 
-use issuing::Chain;
+use issuing::{Chain, IssuedRecord};
 pub(super) use reports::Member;
 pub use reports::Reported;
 pub(super) use shared::Written;
@@ -139,18 +138,6 @@ impl NodeRecord {
 }
 
 #[derive(Serialize, Deserialize)]
-struct IssuedRecord {
-    /// For an SVID.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    id: Option<Id>,
-    /// For a web server's certificate.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    names: Vec<String>,
-    not_after: u64,
-    root: String,
-}
-
-#[derive(Serialize, Deserialize)]
 pub(super) struct RevokedRecord {
     pub(super) at: u64,
     /// The index of its log entry. The revocation is in force before it is logged.
@@ -162,14 +149,6 @@ impl RevokedRecord {
     fn new() -> RevokedRecord {
         RevokedRecord { at: now(), logged: None }
     }
-}
-
-/// The certificates that were issued under a root.
-pub(super) struct IssuedUnder {
-    /// When the last one expires; 0 if there is none.
-    pub(super) until: u64,
-    /// A record that cannot be read; its certificate may be under that root, and valid for longer.
-    pub(super) unreadable: Option<Key>,
 }
 
 pub(super) struct Listed {
@@ -519,36 +498,6 @@ impl Registry {
         if let Err(e) = update(&*self.store, &seen_key(node), note).await {
             tracing::warn!(%node, "cannot record when the node was last seen: {e}");
         }
-    }
-
-    /// Issues a web server's certificate; it is recorded before it is returned.
-    pub(super) async fn issue_web(
-        &self,
-        names: Vec<String>,
-        spki: &SubjectPublicKeyInfoOwned,
-        ttl: Duration,
-    ) -> Result<Vec<CertificateDer<'static>>, AuthorityError> {
-        let issued = self.ca.issue_web(names.clone(), spki, ttl).await?;
-        let (not_after, root) = (issued.not_after, issued.root);
-        let record = IssuedRecord { id: None, names, not_after, root };
-        let key = key(format!("{ISSUED}_web/{}", issued.serial));
-        self.store.create(&key, json(&record)).await?;
-        tracing::info!(names = record.names.join(","), serial = %issued.serial, "issued a web certificate");
-        Ok(issued.chain)
-    }
-
-    pub(super) async fn issued_under(&self, root: &str) -> Result<IssuedUnder, Error> {
-        let mut issued = IssuedUnder { until: 0, unreadable: None };
-        for entry in self.store.list(ISSUED).await?.0 {
-            match read::<IssuedRecord>(&entry.value) {
-                Some(record) if record.root == root => {
-                    issued.until = issued.until.max(record.not_after);
-                }
-                Some(_) => {}
-                None => issued.unreadable = Some(entry.key),
-            }
-        }
-        Ok(issued)
     }
 
     // ---- Maintenance.
