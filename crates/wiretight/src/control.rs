@@ -334,7 +334,7 @@ pub enum FromNode {
         request: u64,
         hours: Records<Hour>,
     },
-    /// What the node says about itself. It replaces the report before.
+    /// What the node says of itself. It replaces what it said before.
     Report {
         /// The node's number for the request.
         request: u64,
@@ -407,7 +407,7 @@ pub enum FromAuthority {
         /// The revision of the change.
         revision: u64,
     },
-    /// The totals are stored.
+    /// The totals, or the report, are stored.
     Kept {
         /// The request that this answers.
         request: u64,

@@ -167,7 +167,8 @@ pub enum ExceptionKind {
     Observe,
     /// An address with the mode `permissive`, or the whole node.
     Permissive,
-    /// `allow` in a `[[service]]` names an identity of another trust domain.
+    /// Machines outside of the mesh, which the configuration names only here: nothing encrypts the traffic with them but the
+    /// programs themselves.
     ForeignPeer,
     /// A kind that this release does not know.
     #[serde(other)]
