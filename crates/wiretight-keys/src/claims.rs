@@ -197,7 +197,7 @@ impl MeshPeriod {
             .flat_map(|a| [&a.version, &a.key_exchange, &a.cipher])
             .chain(period.protocols.iter().flat_map(|p| [&p.protocol, &p.level]))
             .chain(period.releases.iter().map(|r| &r.version));
-        let mut names = names.map(String::as_str);
+        let named = names.map(String::as_str).all(name);
         let rows = [period.algorithms.len(), period.protocols.len(), period.releases.len()];
         let NodeCount { members, reported } = period.nodes;
         let watchable = u64::from(members).saturating_mul(period.length);
@@ -207,7 +207,7 @@ impl MeshPeriod {
             || !period.start.is_multiple_of(period.length)
         {
             Err(bad("a period is a whole hour or day"))
-        } else if rows.iter().any(|n| *n > MAX_ROWS) || !names.all(name) {
+        } else if rows.iter().any(|n| *n > MAX_ROWS) || !named {
             Err(bad("too many rows in a period, or an invalid name"))
         } else if reported > members || period.watched_seconds > watchable {
             Err(bad("more was watched than there is"))

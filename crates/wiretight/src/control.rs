@@ -22,6 +22,8 @@ use wiretight_proxy::{Instance, Registry};
 use wiretight_scan::passive::totals::Hour;
 use zeroize::Zeroizing;
 
+use report::NodeReport;
+
 /// The TLS exporter label (RFC 8446, section 7.5) that binds proofs of the enrolment key to a connection.
 pub const EXPORTER_LABEL: &[u8] = b"EXPORTER-wiretight-control";
 /// What the enrolment key signs at a first join, before the exporter's bytes.
@@ -332,6 +334,12 @@ pub enum FromNode {
         request: u64,
         hours: Records<Hour>,
     },
+    /// What the node says of itself. It replaces what it said before.
+    Report {
+        /// The node's number for the request.
+        request: u64,
+        report: Box<NodeReport>,
+    },
     /// Asks for a [`Self::Pong`], to check the connection.
     Ping,
     /// The answer to [`Self::Ping`].
@@ -399,7 +407,7 @@ pub enum FromAuthority {
         /// The revision of the change.
         revision: u64,
     },
-    /// The totals are stored.
+    /// The totals, or the report, are stored.
     Kept {
         /// The request that this answers.
         request: u64,

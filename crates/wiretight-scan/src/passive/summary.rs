@@ -294,7 +294,7 @@ pub struct Key {
 }
 
 /// Flows of one service with the same protocol and level.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Row {
     #[serde(flatten)]
     pub key: Key,
@@ -317,7 +317,7 @@ pub struct Row {
     /// Whether its flows meet each profile, by name: the worst answer.
     pub profiles: BTreeMap<Cow<'static, str>, Answer>,
     /// What a scan of the server has found.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub scanned: Vec<Scanned>,
 }
 

@@ -839,7 +839,7 @@ impl StreamReader<'_> {
             }
             FromNode::Ping => FromAuthority::Pong,
             FromNode::Pong => return Ok(()),
-            FromNode::Unknown => {
+            FromNode::Report { .. } | FromNode::Unknown => {
                 let message = "this authority does not know this type of message";
                 FromAuthority::Error(Denial::new(Code::UnknownType, message))
             }

@@ -12,6 +12,8 @@ pub const MAX_EXCEPTIONS: usize = 64;
 pub const MAX_ROWS: usize = 128;
 /// The longest text in a report, in bytes.
 pub const MAX_TEXT: usize = 256;
+/// The largest report, in bytes of JSON.
+pub const MAX_REPORT: usize = 64 << 10;
 
 /// A node's report. It replaces the one before.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -63,7 +65,8 @@ pub enum ExceptionKind {
     Observe,
     /// An address with the mode `permissive`, or the whole node.
     Permissive,
-    /// `allow` in a `[[service]]` names an identity of another trust domain.
+    /// Machines outside of the mesh, which the configuration names only here: nothing encrypts the traffic with them but the
+    /// programs themselves.
     ForeignPeer,
     /// A kind that this release does not know.
     #[serde(other)]
