@@ -1,4 +1,7 @@
 //! What the mesh can show of itself. One set of facts ([`facts`]) for the public page, the console and the auditor's
 //! archive.
+//!
+//! - `chart`: charts as SVG, for pages
 
+pub mod chart;
 pub mod facts;
