@@ -2,6 +2,7 @@
 //! refused by it. Each part is bounded, and readable without the others.
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use wiretight_proxy::intercept::rules::Mode;
 use wiretight_scan::passive::summary::Row;
 
@@ -14,9 +15,11 @@ pub const MAX_ROWS: usize = 128;
 pub const MAX_TEXT: usize = 256;
 /// The largest report, in bytes of JSON.
 pub const MAX_REPORT: usize = 64 << 10;
+/// By how many bytes the two numbers of what is missing may become longer while a report is cut.
+const ROOM: usize = 64;
 
 /// A node's report. It replaces the one before.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct NodeReport {
     /// The version of the program, such as `0.1.0`.
     pub version: String,
@@ -73,6 +76,19 @@ pub enum ExceptionKind {
     Other,
 }
 
+impl ExceptionKind {
+    /// `kind` of its `[[exception]]`.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::Observe => "observe",
+            Self::Permissive => "permissive",
+            Self::ForeignPeer => "foreign-peer",
+            Self::Other => "other",
+        }
+    }
+}
+
 /// `[[exception]]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Explanation {
@@ -80,4 +96,148 @@ pub struct Explanation {
     pub owner: String,
     /// The last second for which it counts, in seconds since 1970.
     pub until: u64,
+}
+
+impl NodeReport {
+    /// Cuts it to what may be sent: exceptions that are not explained or end first come first, and rows as they are.
+    pub fn bounded(mut self) -> NodeReport {
+        let exceptions = &mut self.exceptions.good;
+        exceptions.sort_by_key(|e| e.explanation.as_ref().map_or(0, |explained| explained.until));
+        exceptions.iter_mut().for_each(shorten);
+        let rows = std::mem::take(&mut self.rows.good);
+        let length = |value: &NodeReport| serde_json::to_vec(value).map_or(0, |json| json.len());
+        while self.exceptions.good.len() > MAX_EXCEPTIONS || length(&self) + ROOM > MAX_REPORT {
+            if self.exceptions.good.pop().is_none() {
+                break;
+            }
+            self.more_exceptions = self.more_exceptions.saturating_add(1);
+        }
+        let mut left = MAX_REPORT.saturating_sub(length(&self) + ROOM);
+        let all = rows.len();
+        for mut row in rows.into_iter().take(MAX_ROWS) {
+            row.more_seen |= row.seen.len() > 1;
+            row.seen.truncate(1);
+            shorten(&mut row);
+            let needed = 1 + serde_json::to_vec(&row).map_or(MAX_REPORT, |json| json.len());
+            let Some(rest) = left.checked_sub(needed) else { break };
+            left = rest;
+            self.rows.good.push(row);
+        }
+        self.more_rows = self.more_rows.saturating_add((all - self.rows.good.len()) as u64);
+        self
+    }
+}
+
+/// Cuts each text to [`MAX_TEXT`].
+fn shorten<T: Serialize + for<'a> Deserialize<'a>>(value: &mut T) {
+    fn cut(value: &mut Value) -> bool {
+        match value {
+            Value::String(text) if text.len() > MAX_TEXT => {
+                text.truncate(text.floor_char_boundary(MAX_TEXT));
+                true
+            }
+            Value::Array(all) => all.iter_mut().fold(false, |done, value| cut(value) | done),
+            Value::Object(all) => all.values_mut().fold(false, |done, value| cut(value) | done),
+            _ => false,
+        }
+    }
+    let Ok(mut json) = serde_json::to_value(&*value) else { return };
+    if cut(&mut json)
+        && let Ok(short) = serde_json::from_value(json)
+    {
+        *value = short;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use wiretight_scan::judge::Level;
+    use wiretight_scan::passive::flow::Record;
+    use wiretight_scan::passive::summary::{By, Flow, Programs, Rows};
+    use wiretight_scan::passive::{Grade, Seen, Transport};
+
+    use super::*;
+
+    fn row(number: u8, evidence: &str) -> Row {
+        let mut rows = Rows::new(By::Pair, 1);
+        for evidence in [evidence, "another"] {
+            let record = Record {
+                transport: Transport::Tcp,
+                client: ([10, 0, 0, number], 0).into(),
+                server: "10.1.0.1:80".parse().unwrap(),
+                first: jiff::Timestamp::UNIX_EPOCH,
+                last: jiff::Timestamp::UNIX_EPOCH,
+                packets: [1, 1],
+                bytes: [u64::MAX / 4, 1],
+                whole: true,
+                seen: Arc::new(Seen {
+                    protocol: "http".into(),
+                    level: Level::Plaintext,
+                    grade: Grade::Seen,
+                    evidence: evidence.to_owned().into(),
+                    starttls: None,
+                    sealed: None,
+                }),
+            };
+            let client: Option<Arc<str>> = Some("x".repeat(600).into());
+            rows.add(&Flow { record, programs: Programs { client, server: None } });
+        }
+        rows.list().remove(0)
+    }
+
+    fn exception(text: &str, until: Option<u64>) -> Exception {
+        let explain = |until| Explanation { reason: text.into(), owner: text.into(), until };
+        Exception { kind: ExceptionKind::Pass, what: text.into(), explanation: until.map(explain) }
+    }
+
+    #[track_caller]
+    fn sent(report: NodeReport) -> (NodeReport, usize) {
+        let report = report.bounded();
+        let json = serde_json::to_vec(&report).unwrap();
+        assert!(json.len() <= MAX_REPORT, "{} bytes", json.len());
+        let read: NodeReport = serde_json::from_slice(&json).unwrap();
+        assert_eq!((&read, read.rows.unreadable), (&report, 0));
+        (report, json.len())
+    }
+
+    #[test]
+    fn a_report_is_cut_until_it_fits_and_says_how_much_is_missing() {
+        let small = NodeReport {
+            rows: vec![row(1, "GET / HTTP/1.1")].into(),
+            exceptions: vec![exception("a", None)].into(),
+            ..NodeReport::default()
+        };
+        let (read, _) = sent(small.clone());
+        assert_eq!((read.more_rows, read.more_exceptions), (0, 0));
+        assert_eq!((read.rows.good.len(), read.exceptions), (1, small.exceptions));
+        let row_of = &read.rows.good[0];
+        assert!(row_of.seen.len() == 1 && row_of.more_seen);
+        assert_eq!(row_of.programs.iter().map(|p| p.len()).max(), Some(MAX_TEXT));
+
+        let long = "\u{e9}\"".repeat(300);
+        let rows = (0..250).map(|n| row(n, &long)).collect::<Vec<_>>();
+        let many = |n: u64| (0..n).map(|n| exception(&long, (n > 5).then_some(1000 - n)));
+        let large = NodeReport {
+            rows: rows.into(),
+            exceptions: many(100).collect::<Vec<_>>().into(),
+            more_rows: 7,
+            ..NodeReport::default()
+        };
+        let (read, length) = sent(large.clone());
+        assert!(length > MAX_REPORT - 4096, "{length}");
+        let kept = read.exceptions.good.len();
+        assert!(
+            (10..MAX_EXCEPTIONS).contains(&kept) && read.exceptions.good[5].explanation.is_none()
+        );
+        assert_eq!(read.exceptions.good[6].explanation.as_ref().unwrap().until, 901);
+        assert!(read.exceptions.good.iter().all(|e| e.what.len() <= MAX_TEXT));
+        assert_eq!(read.more_exceptions as usize, 100 - kept);
+        assert_eq!(read.more_rows as usize, 7 + 250 - read.rows.good.len());
+        // Without them there is room for rows.
+        let (read, length) = sent(NodeReport { exceptions: Records::default(), ..large });
+        assert!(length > MAX_REPORT - 4096 && read.rows.good.len() > 20, "{length}");
+        assert_eq!(read.rows.good[0].key.client.unwrap().to_string(), "10.0.0.0:0");
+    }
 }
