@@ -142,3 +142,28 @@ impl History for MemoryHistory {
         Ok(batch.ends_at(state.head()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn history_is_kept_up_to_its_bytes_and_read_together() {
+        let key = Key::new("a").unwrap();
+        let weight = Change::new(key.clone(), Some(b"x".to_vec()), Revision(1)).weight();
+        for (bytes, kept) in [(3 * weight, 3), (3 * weight - 1, 2)] {
+            let store = MemoryStore::with_history(Limits { changes: 9, bytes });
+            let mut at = store.create(&key, b"x".to_vec()).await.unwrap();
+            for _ in 0..2 {
+                at = store.swap(&key, at, Some(b"x".to_vec())).await.unwrap();
+            }
+            let mut watch = store.watch("", Revision(3 - kept)).await.unwrap();
+            assert_eq!(watch.next().await.unwrap().len() as u64, kept);
+            let earlier = (3 - kept).checked_sub(1).map(Revision);
+            if let Some(earlier) = earlier {
+                let late = store.watch("", earlier).await.err();
+                assert!(matches!(late, Some(Error::Compacted { .. })), "{late:?}");
+            }
+        }
+    }
+}

@@ -170,15 +170,19 @@ mod tests {
         replica.apply([put("a/1", "y", 12), put("b", "y", 14)]);
         // Repeated and older changes are skipped.
         replica.apply([put("a/1", "z", 12), put("a/1", "z", 11)]);
+        replica.apply([put("b", "z", 14)]);
         assert_eq!(watch.next().await.unwrap(), [put("a/1", "y", 12)]);
         // Two entries were deleted and one changed while disconnected.
         let now = vec![entry("a/1", "w", 15), entry("b", "y", 14)];
         let changes = [put("a/1", "w", 15), gone("a/2", 20), gone("a/3", 20)];
         assert_eq!(replica.reset(now.clone(), Revision(20)), changes);
         assert_eq!(watch.next().await.unwrap(), changes);
+        assert!(replica.reset(now.clone(), Revision(25)).is_empty());
         assert!(replica.reset(now, Revision(25)).is_empty());
-        assert_eq!((replica.list("").1, *replica.head().borrow()), (Revision(25), Revision(25)));
-        assert!(matches!(replica.watch("", Revision(26)), Err(Error::Ahead { .. })));
+        replica.apply([put("a/9", "y", 26)]);
+        assert_eq!(watch.next().await.unwrap(), [put("a/9", "y", 26)]);
+        assert_eq!((replica.list("").1, *replica.head().borrow()), (Revision(26), Revision(26)));
+        assert!(matches!(replica.watch("", Revision(27)), Err(Error::Ahead { .. })));
     }
 
     #[tokio::test]
@@ -195,6 +199,11 @@ mod tests {
         let mut watch = replica.watch("", Revision(4)).unwrap();
         replica.reset(vec![entry("a", "other", 3)], Revision(12));
         assert!(matches!(watch.next().await, Err(Error::Closed)));
+        // The same content, but the numbers after it will be given again.
+        let mut watch = replica.watch("", Revision(12)).unwrap();
+        assert!(replica.reset(vec![entry("a", "other", 3)], Revision(11)).is_empty());
+        assert!(matches!(watch.next().await, Err(Error::Closed)));
+        assert_eq!(*replica.head().borrow(), Revision(11));
     }
 
     #[tokio::test]

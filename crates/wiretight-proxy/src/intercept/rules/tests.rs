@@ -158,6 +158,15 @@ fn protected_networks_do_not_overlap_and_include_peers() {
 }
 
 #[test]
+fn a_network_of_ipv6_with_32_bits_is_not_one_address() {
+    let mut rules = rules(Mode::Strict);
+    rules.protected = vec!["2001:db8::/32".parse().unwrap(), "2001:db9::1".parse().unwrap()];
+    rules.peers.clear();
+    let six = json!([{"prefix": {"addr": "2001:db8::", "len": 32}}, "2001:db9::1"]);
+    assert_eq!(rules.expected()["set"]["protected6"]["elem"], six);
+}
+
+#[test]
 fn rules_round_trip_as_json_and_unknown_keys_are_rejected() {
     let mut rules = rules(Mode::Permissive);
     let mut json = serde_json::to_value(&rules).unwrap();
