@@ -58,14 +58,21 @@ impl fmt::Display for Subject {
                     Protocol::Number(number) => write!(f, "{number}")?,
                 }
                 let way = if pass.direction == Direction::In { "in" } else { "out" };
-                write!(f, " {way} {}", pass.network)?;
+                write!(f, " {way} {}", short(&pass.network))?;
                 pass.port.map_or(Ok(()), |port| write!(f, " {port}"))
             }
             Subject::Observe(None) | Subject::Permissive(None) => f.write_str("all"),
             Subject::Observe(Some(ip)) | Subject::Permissive(Some(ip)) => ip.fmt(f),
-            Subject::ForeignPeer(network) => network.fmt(f),
+            Subject::ForeignPeer(network) => f.write_str(&short(network)),
         }
     }
+}
+
+/// A single address without its bits.
+fn short(network: &Network) -> String {
+    let text = network.to_string();
+    let all_bits = if network.first().is_ipv4() { "/32" } else { "/128" };
+    text.strip_suffix(all_bits).map_or(text.clone(), str::to_owned)
 }
 
 pub(super) fn read_exceptions(
@@ -238,9 +245,9 @@ mod tests {
             ("pass", "udp out 10.0.0.9 514", "2027-04-01"),
         ]);
         let expected = [
-            "w.toml:14: [[exception]] \"all\": what: there is no such setting in this file: mode = \"observe\"; remove the section, or correct what",
-            "w.toml:20: [[exception]] \"udp out 10.0.0.9 515\": what: there is no such setting in this file: pass = [\"udp out 10.0.0.9 515\"]; remove the section, or correct what",
-            "w.toml:26: [[exception]] \"10.0.0.8\": what: there is no such setting in this file: permissive = [\"10.0.0.8\"]; remove the section, or correct what",
+            "w.toml:13: [[exception]] \"all\": what: there is no such setting in this file: mode = \"observe\"; remove the section, or correct what",
+            "w.toml:19: [[exception]] \"udp out 10.0.0.9 515\": what: there is no such setting in this file: pass = [\"udp out 10.0.0.9 515\"]; remove the section, or correct what",
+            "w.toml:25: [[exception]] \"10.0.0.8\": what: there is no such setting in this file: permissive = [\"10.0.0.8\"]; remove the section, or correct what",
         ];
         assert_eq!(config.warnings, expected);
         let missing = |setting: &str, kind: &str, what: &str| {
