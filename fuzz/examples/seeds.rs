@@ -5,16 +5,19 @@ use std::error::Error;
 use std::fs;
 use std::path::Path;
 
+use wiretight::control::report::{Exception, ExceptionKind, Explanation, NodeReport};
 use wiretight::control::{
     Blob, Code, Denial, FromAuthority, FromNode, FromStranger, Join, Message, Offer, Rejoin,
     SharedRecord, State, encode,
 };
 use wiretight::log::witness::request::Request as AddCheckpoint;
 use wiretight_fuzz::NOW;
+use wiretight_keys::claims::{Amount, Levels, MeshPeriod, Protocol, Publication};
 use wiretight_keys::{
     Csr, Id, JoinToken, Leaf, Period, Profile, Revocation, Series, Signer, SigningKey, SpiffeId,
     Tbs, WebCsr,
 };
+use wiretight_proxy::intercept::rules::Mode;
 use wiretight_proxy::wire::{Frame, Open, Refused};
 use wiretight_proxy::{Instance, Registry};
 use wiretight_scan::names::Version;
@@ -307,6 +310,14 @@ fn tlog() -> Result {
         "entry-revocation",
         &Revocation { at: NOW, indexes: vec![(1, 4)], series: vec![Series::new([7; 8])] }.entry(),
     )?;
+    let amount = Amount { connections: 3, bytes: 4000 };
+    let hour = MeshPeriod {
+        levels: Levels { strong: amount, ..Levels::default() },
+        protocols: vec![Protocol { protocol: "tls".into(), level: "strong".into(), amount }],
+        ..MeshPeriod::new(NOW / 3600 * 3600, 3600)
+    };
+    write("tlog", "entry-period", &hour.entry())?;
+    write("tlog", "entry-publication", &Publication::new(NOW, b"a manifest").entry())?;
     write("tlog", "expect", format!("# ours\nservice/db sha256:{}\n", "5d".repeat(32)).as_bytes())?;
     write("tlog", "url", b"https://log.example:7400/a/b")
 }
@@ -373,6 +384,23 @@ fn control() -> Result {
     )?;
     one("announce", &FromNode::Announce { instances: vec![offer].into() })?;
     one("sign", &FromNode::Sign { request: 1, csr: csr()? })?;
+    let report = NodeReport {
+        version: "0.1.0".into(),
+        mode: Some(Mode::Strict),
+        watching: true,
+        exceptions: vec![Exception {
+            kind: ExceptionKind::Pass,
+            what: "udp 10.0.0.9:514".into(),
+            explanation: Some(Explanation {
+                reason: "a printer".into(),
+                owner: "ops".into(),
+                until: NOW,
+            }),
+        }]
+        .into(),
+        ..NodeReport::default()
+    };
+    one("report", &FromNode::Report { request: 5, report: Box::new(report) })?;
     one("ack", &FromNode::Ack { version: u64::MAX })?;
     one("follow", &FromNode::Follow { request: 2, service: "www".parse()? })?;
     let put = |request, key: &str, expected, value| -> Result<FromNode> {

@@ -21,6 +21,8 @@ use wiretight::control::{self, Frames, FromAuthority, FromNode, FromStranger, Me
 use wiretight::log::monitor::expect::Expected;
 use wiretight::log::witness::request::Request as AddCheckpoint;
 use wiretight::web::client::Url;
+use wiretight_keys::claims::{DAY, MeshPeriod};
+use wiretight_keys::logged::Entry;
 use wiretight_keys::web::is_host_name;
 use wiretight_keys::{Csr, JoinToken, Leaf, Logged, Name, Role, TrustBundle, WebCsr};
 use wiretight_proxy::edge::proxy_protocol::{self, Header};
@@ -511,12 +513,19 @@ pub fn token(data: &[u8]) {
 /// chunks.
 ///
 /// Properties checked: the result does not depend on the cuts; a message that was read is the same after it is
-/// written and read again.
+/// written and read again; and a valid report of a node stays valid when its rows are removed.
 pub fn control(data: &[u8]) {
     let Some((how, stream)) = data.split_first() else { return };
     messages::<FromStranger>(stream, *how);
     messages::<FromNode>(stream, *how);
     messages::<FromAuthority>(stream, *how);
+    let json = stream.get(4..).unwrap_or_default();
+    if let Ok(FromNode::Report { mut report, .. }) = control::decode(json)
+        && report.check().is_ok()
+    {
+        report.count_unreadable();
+        assert_eq!(report.without_rows().check(), Ok(()));
+    }
 }
 
 /// What a member announces, as the authority checks it: JSON of a message. The first byte decides from which address
@@ -676,7 +685,15 @@ pub fn acme(data: &[u8]) {
 /// Properties checked: each value has exactly one encoding, so a value that was read is written with the same bytes;
 /// sizes are within their limits; and a tile has as many hashes or entries as its name says.
 pub fn tlog(data: &[u8]) {
-    let _ = wiretight_keys::logged::Entry::parse(data);
+    match Entry::parse(data) {
+        Ok(Entry::Period(period)) => {
+            assert_eq!(period.entry(), data);
+            let day = MeshPeriod::day(period.start / DAY * DAY, std::slice::from_ref(&*period));
+            assert!(MeshPeriod::parse(&day.entry()[2..]).is_ok());
+        }
+        Ok(Entry::Publication(publication)) => assert_eq!(publication.entry(), data),
+        _ => {}
+    }
     if let Ok(logged) = Logged::from_certificate(&CertificateDer::from(data)) {
         // If the stricter parser also accepts it, it finds the same index.
         let serial = wiretight_keys::x509::serial(data);
@@ -711,6 +728,7 @@ pub fn tlog(data: &[u8]) {
         assert!((1..=256).contains(&tile.width) && !text.contains(".."));
     }
     if let Ok(policy) = Policy::parse(text) {
+        assert_eq!(Policy::parse(policy.to_string()).as_ref(), Ok(&policy));
         let all = policy.is_quorum(|_| true);
         assert!(all && policy.is_in_every_quorum(|_| true));
         assert_eq!(policy.is_quorum(|_| false), !policy.wants_witnesses());

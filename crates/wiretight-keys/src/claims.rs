@@ -6,6 +6,9 @@
 //! a value: a body that would be written differently is refused, so a claim cannot be repeated in another form, and no
 //! unknown member can hide in it.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use wiretight_tlog::Hash;
 
@@ -23,6 +26,12 @@ pub const DAY: u64 = 86_400;
 pub const MAX_ROWS: usize = 24;
 /// The longest name in a row, in bytes.
 pub const MAX_NAME: usize = 48;
+/// The name in rows that were merged because there were too many.
+pub const OTHER: &str = "other";
+/// The rows before those that are merged: there are five levels, and two kinds of key exchange.
+const NAMED_PROTOCOLS: usize = MAX_ROWS - 5;
+const NAMED_ALGORITHMS: usize = MAX_ROWS - 2;
+const NAMED_RELEASES: usize = MAX_ROWS - 1;
 
 /// Connections that began in a period, and bytes of IP packets.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,7 +57,17 @@ pub struct Levels {
     pub strong: Amount,
 }
 
-/// How much of the mesh was watched.
+impl Levels {
+    pub fn add(&mut self, other: Self) {
+        self.unknown.add(other.unknown);
+        self.plaintext.add(other.plaintext);
+        self.weak.add(other.weak);
+        self.acceptable.add(other.acceptable);
+        self.strong.add(other.strong);
+    }
+}
+
+/// How much of the mesh was watched. For a day, each is the largest of its hours.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeCount {
     /// Nodes of the mesh at the end of the period.
@@ -86,6 +105,14 @@ pub struct Missed {
     pub lost_packets: u64,
 }
 
+impl Missed {
+    fn add(&mut self, other: Self) {
+        self.bytes = self.bytes.saturating_add(other.bytes);
+        self.resyncs = self.resyncs.saturating_add(other.resyncs);
+        self.lost_packets = self.lost_packets.saturating_add(other.lost_packets);
+    }
+}
+
 /// What encrypted connections had negotiated.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Algorithm {
@@ -119,13 +146,14 @@ pub struct Release {
     pub nodes: u32,
 }
 
-/// The traffic of the mesh in an hour or a day, as claimed by the authority.
+/// The traffic of the mesh in an hour or a day, as claimed by the authority. A day is [`MeshPeriod::day`] of its logged
+/// hours.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MeshPeriod {
     pub version: u8,
     /// When it began, in seconds since 1970; a multiple of `length`.
     pub start: u64,
-    /// [`HOUR`] or [`DAY`]. A day is the sum of its logged hours.
+    /// [`HOUR`] or [`DAY`].
     pub length: u64,
     pub nodes: NodeCount,
     /// Seconds that were watched, added up over the nodes; at most `nodes.members` times `length`.
@@ -164,6 +192,43 @@ fn entry(kind: u16, body: &impl Serialize) -> Vec<u8> {
     [&kind.to_be_bytes()[..], &json].concat()
 }
 
+/// The rows in the order of [`MeshPeriod::tidy`]. `other` is what a row after the first `named` becomes if there are too
+/// many.
+fn sorted<K: Ord>(
+    rows: impl Iterator<Item = (K, Amount)>,
+    named: usize,
+    other: impl Fn(&K) -> K,
+) -> Vec<(K, Amount)> {
+    fn sum<K: Ord>(rows: impl Iterator<Item = (K, Amount)>) -> BTreeMap<K, Amount> {
+        let mut sums = BTreeMap::<K, Amount>::new();
+        rows.for_each(|(key, amount)| sums.entry(key).or_default().add(amount));
+        sums
+    }
+    let order = |sums: BTreeMap<K, Amount>| {
+        let mut rows: Vec<_> = sums.into_iter().collect();
+        let largest = |a: &Amount| (Reverse(a.bytes), Reverse(a.connections));
+        rows.sort_by_key(|(key, amount)| (other(key) == *key, largest(amount)));
+        rows
+    };
+    let rows = order(sum(rows));
+    if rows.len() <= MAX_ROWS {
+        return rows;
+    }
+    let merge = |(n, (key, amount)): (usize, (K, Amount))| {
+        (if n < named { key } else { other(&key) }, amount)
+    };
+    order(sum(rows.into_iter().enumerate().map(merge)))
+}
+
+/// Whether a body is of a later version than this release knows.
+pub(crate) fn is_later(body: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Versioned {
+        version: u64,
+    }
+    serde_json::from_slice::<Versioned>(body).is_ok_and(|v| v.version > VERSION.into())
+}
+
 /// Parses the one encoding of a body.
 fn canonical<T: Serialize + for<'a> Deserialize<'a>>(body: &[u8]) -> Result<T, X509Error> {
     let value: T = serde_json::from_slice(body).map_err(|e| bad(e.to_string()))?;
@@ -177,6 +242,62 @@ impl MeshPeriod {
     /// A period without traffic.
     pub fn new(start: u64, length: u64) -> Self {
         Self { version: VERSION, start, length, ..Self::default() }
+    }
+
+    /// The period of a day, from its logged hours, oldest first. Anyone who has them can compute it: amounts and seconds
+    /// are added up, `nodes` are the largest numbers, and modes, exceptions and releases are those of the last hour.
+    pub fn day(start: u64, hours: &[Self]) -> Self {
+        let mut day = Self::new(start, DAY);
+        for hour in hours {
+            let NodeCount { members, reported } = hour.nodes;
+            day.nodes.members = day.nodes.members.max(members);
+            day.nodes.reported = day.nodes.reported.max(reported);
+            day.watched_seconds = day.watched_seconds.saturating_add(hour.watched_seconds);
+            day.levels.add(hour.levels);
+            day.carried.add(hour.carried);
+            day.post_quantum.add(hour.post_quantum);
+            day.missed.add(hour.missed);
+            (day.modes, day.exceptions) = (hour.modes, hour.exceptions);
+            day.releases.clone_from(&hour.releases);
+            day.algorithms.extend(hour.algorithms.iter().cloned());
+            day.protocols.extend(hour.protocols.iter().cloned());
+        }
+        day.tidy();
+        day
+    }
+
+    /// Adds up equal rows, and sorts them: by bytes and then by connections, the largest first, then by their texts. If
+    /// there are more than [`MAX_ROWS`], the smallest are merged into rows named [`OTHER`], which are last: one for each
+    /// level, or with and without a post-quantum key exchange.
+    pub fn tidy(&mut self) {
+        let rows = std::mem::take(&mut self.algorithms).into_iter();
+        let rows = rows.map(|a| ((a.version, a.key_exchange, a.cipher, a.post_quantum), a.amount));
+        let other = |key: &(String, String, String, bool)| {
+            (OTHER.to_owned(), OTHER.to_owned(), OTHER.to_owned(), key.3)
+        };
+        let rows = sorted(rows, NAMED_ALGORITHMS, other).into_iter();
+        self.algorithms = rows
+            .map(|((version, key_exchange, cipher, post_quantum), amount)| Algorithm {
+                version,
+                key_exchange,
+                cipher,
+                post_quantum,
+                amount,
+            })
+            .collect();
+        let rows = std::mem::take(&mut self.protocols).into_iter();
+        let rows = rows.map(|p| ((p.protocol, p.level), p.amount));
+        let other = |key: &(String, String)| (OTHER.to_owned(), key.1.clone());
+        let rows = sorted(rows, NAMED_PROTOCOLS, other).into_iter();
+        self.protocols =
+            rows.map(|((protocol, level), amount)| Protocol { protocol, level, amount }).collect();
+        // Nodes are counted like bytes.
+        let rows = std::mem::take(&mut self.releases).into_iter();
+        let rows = rows.map(|r| (r.version, Amount { connections: 0, bytes: r.nodes.into() }));
+        let rows = sorted(rows, NAMED_RELEASES, |_| OTHER.to_owned()).into_iter();
+        let nodes = |amount: Amount| u32::try_from(amount.bytes).unwrap_or(u32::MAX);
+        self.releases =
+            rows.map(|(version, amount)| Release { version, nodes: nodes(amount) }).collect();
     }
 
     /// Encodes the entry, with its type.
@@ -308,6 +429,84 @@ mod tests {
         refused(&|p| p.protocols[0].protocol = "a\u{1b}[2J".into());
         refused(&|p| p.algorithms[0].cipher = "x".repeat(MAX_NAME + 1));
         refused(&|p| p.releases = vec![p.releases[0].clone(); MAX_ROWS + 1]);
+    }
+
+    #[test]
+    fn a_day_is_the_sum_of_its_hours() {
+        let hour = |n: u64| MeshPeriod {
+            // A node leaves; another version is in use from then on.
+            nodes: NodeCount { members: if n < 2 { 3 } else { 2 }, reported: 2 },
+            watched_seconds: if n < 2 { 3 * HOUR } else { HOUR },
+            modes: Modes { strict: n as u32, ..Modes::default() },
+            missed: Missed { bytes: 1, resyncs: n, lost_packets: 2 },
+            releases: vec![Release { version: format!("0.{n}.0"), nodes: 2 }],
+            start: n * HOUR,
+            ..period()
+        };
+        let hours: Vec<_> = (0..3).map(hour).collect();
+        let day = MeshPeriod::day(0, &hours);
+        assert_eq!((day.start, day.length, day.watched_seconds), (0, DAY, 7 * HOUR));
+        assert_eq!(day.nodes, NodeCount { members: 3, reported: 2 });
+        assert_eq!(day.levels.strong, Amount { connections: 3, bytes: 6 });
+        assert_eq!(day.missed, Missed { bytes: 3, resyncs: 3, lost_packets: 6 });
+        assert_eq!((day.modes, day.releases), (hours[2].modes, hours[2].releases.clone()));
+        assert_eq!(day.algorithms[0].amount, Amount { connections: 3, bytes: 6 });
+        assert_eq!((day.algorithms.len(), day.protocols.len()), (1, 1));
+        MeshPeriod::parse(&MeshPeriod::day(0, &hours).entry()[2..]).unwrap();
+        // The day of a mesh that was watched completely until a node left.
+        let all =
+            |n| MeshPeriod { watched_seconds: u64::from(hour(n).nodes.members) * HOUR, ..hour(n) };
+        let day = MeshPeriod::day(0, &(0..24).map(all).collect::<Vec<_>>());
+        MeshPeriod::parse(&day.entry()[2..]).unwrap();
+    }
+
+    #[test]
+    fn too_many_rows_are_merged_without_loss() {
+        let protocol = |n: u64| Protocol {
+            protocol: format!("p{n:03}"),
+            level: ["unknown", "plaintext", "weak", "acceptable", "strong"][n as usize % 5].into(),
+            amount: Amount { connections: 1, bytes: n / 2 },
+        };
+        let algorithm = |n: u64| Algorithm {
+            version: format!("v{n}"),
+            post_quantum: n.is_multiple_of(2),
+            ..period().algorithms[0].clone()
+        };
+        let release = |n| Release { version: format!("0.{n}.0"), nodes: n };
+        let mut many = MeshPeriod {
+            protocols: (0..200).chain(0..200).map(protocol).collect(),
+            algorithms: (0..100).map(algorithm).collect(),
+            releases: (1..=50).map(release).collect(),
+            nodes: NodeCount { members: 5000, reported: 0 },
+            ..period()
+        };
+        many.tidy();
+        let names: Vec<&str> = many.protocols.iter().map(|p| &*p.protocol).collect();
+        // By bytes, then by name.
+        assert_eq!(names[..4], ["p198", "p199", "p196", "p197"]);
+        assert_eq!(names[19..], [OTHER; 5]);
+        let mut levels = BTreeMap::new();
+        for row in &many.protocols {
+            levels.entry(&*row.level).or_insert_with(Amount::default).add(row.amount);
+        }
+        for (n, level) in
+            ["unknown", "plaintext", "weak", "acceptable", "strong"].iter().enumerate()
+        {
+            let of: Vec<u64> = (n as u64..200).step_by(5).collect();
+            let bytes = of.iter().map(|n| n / 2 * 2).sum();
+            assert_eq!(levels[level], Amount { connections: 80, bytes });
+        }
+        let post_quantum = many.algorithms.iter().filter(|a| a.post_quantum);
+        assert_eq!(post_quantum.map(|a| a.amount.connections).sum::<u64>(), 50);
+        let last = &many.algorithms[22..];
+        assert!(last.len() == 2 && last.iter().all(|a| a.cipher == OTHER));
+        assert_eq!(many.releases.iter().map(|r| r.nodes).sum::<u32>(), 50 * 51 / 2);
+        assert_eq!((many.releases[0].nodes, &*many.releases[23].version), (50, OTHER));
+        // It is valid, and nothing changes when it is tidied again.
+        assert_eq!(MeshPeriod::parse(&many.entry()[2..]).unwrap(), many);
+        let once = many.clone();
+        many.tidy();
+        assert_eq!(many, once);
     }
 
     #[test]

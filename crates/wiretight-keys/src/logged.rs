@@ -33,7 +33,7 @@ use x509_cert::ext::pkix::name::GeneralName;
 use x509_cert::ext::pkix::{AuthorityKeyIdentifier, BasicConstraints};
 use x509_cert::serial_number::SerialNumber;
 
-use crate::claims::{MeshPeriod, PERIOD, PUBLICATION, Publication};
+use crate::claims::{MeshPeriod, PERIOD, PUBLICATION, Publication, is_later};
 use crate::error::{X509Error, malformed};
 use crate::link::KeyLink;
 use crate::spiffe::SpiffeId;
@@ -71,7 +71,7 @@ pub enum Entry {
     Period(Box<MeshPeriod>),
     /// A folder that was published.
     Publication(Publication),
-    /// An entry of a type unknown to this release.
+    /// An entry of a type that this release does not know, or of a later version of such a claim.
     Other(u16),
 }
 
@@ -118,6 +118,7 @@ impl Entry {
                 let revocation = serde_json::from_slice(body);
                 Ok(Entry::Revocation(revocation.map_err(|e| bad(&e.to_string()))?))
             }
+            kind @ (PERIOD | PUBLICATION) if is_later(body) => Ok(Entry::Other(kind)),
             PERIOD => Ok(Entry::Period(Box::new(MeshPeriod::parse(body)?))),
             PUBLICATION => Ok(Entry::Publication(Publication::parse(body)?)),
             other => Ok(Entry::Other(other)),

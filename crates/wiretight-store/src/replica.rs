@@ -170,7 +170,9 @@ mod tests {
         replica.apply([put("a/1", "y", 12), put("b", "y", 14)]);
         // Repeated and older changes are skipped.
         replica.apply([put("a/1", "z", 12), put("a/1", "z", 11)]);
+        let head = replica.head();
         replica.apply([put("b", "z", 14)]);
+        assert!(!head.has_changed().unwrap());
         assert_eq!(watch.next().await.unwrap(), [put("a/1", "y", 12)]);
         // Two entries were deleted and one changed while disconnected.
         let now = vec![entry("a/1", "w", 15), entry("b", "y", 14)];
@@ -220,6 +222,10 @@ mod tests {
             let mut watch = replica.watch("", Revision(1)).unwrap();
             assert_eq!(watch.next().await.unwrap().len(), 1);
         }
+        let replica = Replica::new();
+        replica.apply((1..=5).map(|n| put("a", &half, n)));
+        let late = replica.watch("", Revision(2)).err();
+        assert!(matches!(late, Some(Error::Compacted { oldest: Revision(3), .. })), "{late:?}");
         let replica = Replica::new();
         let count = BATCH.changes as u64;
         replica.apply((1..=count).map(|n| put("a", "x", n)));

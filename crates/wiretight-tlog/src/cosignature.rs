@@ -81,6 +81,10 @@ impl WitnessKey {
     }
 
     /// The key ID on its cosignatures.
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
     pub fn id(&self) -> [u8; 4] {
         key_id(&self.name, self.algorithm.byte(), &self.key)
     }

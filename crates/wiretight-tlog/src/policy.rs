@@ -222,6 +222,13 @@ impl Policy {
         Policy { logs: vec![Log { key, url: None }], ..self.clone() }
     }
 
+    /// The same policy without addresses, for publication.
+    pub fn without_urls(mut self) -> Policy {
+        self.logs.iter_mut().for_each(|log| log.url = None);
+        self.witnesses.iter_mut().for_each(|witness| witness.url = None);
+        self
+    }
+
     pub fn logs(&self) -> &[Log] {
         &self.logs
     }
@@ -341,6 +348,44 @@ impl Policy {
             }
         }
         Text(self, &self.quorum).to_string()
+    }
+}
+
+/// A policy file. [`Policy::parse`] reads it as the same policy if its names are UTF-8.
+impl fmt::Display for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let url = |url: &Option<String>| url.as_ref().map(|u| format!(" {u}")).unwrap_or_default();
+        for log in &self.logs {
+            writeln!(f, "log {}{}", log.key, url(&log.url))?;
+        }
+        for witness in &self.witnesses {
+            writeln!(f, "witness {} {}{}", witness.name, witness.key, url(&witness.url))?;
+        }
+        let quorum = self.groups(&self.quorum, f)?;
+        writeln!(f, "quorum {quorum}")
+    }
+}
+
+impl Policy {
+    /// Writes the groups that a quorum consists of, each after its members. Returns its name.
+    fn groups<'a>(
+        &'a self,
+        quorum: &'a Quorum,
+        f: &mut fmt::Formatter<'_>,
+    ) -> Result<&'a str, fmt::Error> {
+        match quorum {
+            Quorum::Nobody => Ok("none"),
+            Quorum::Witness(place) => Ok(&self.witnesses[*place].name),
+            Quorum::Group { name, needed, members } => {
+                let mut names = String::new();
+                for member in members {
+                    names.push(' ');
+                    names.push_str(self.groups(member, f)?);
+                }
+                writeln!(f, "group {name} {needed}{names}")?;
+                Ok(name)
+            }
+        }
     }
 }
 

@@ -77,6 +77,26 @@ impl World {
 }
 
 #[test]
+fn a_policy_is_written_as_it_is_read() {
+    let w = world();
+    for quorum in [
+        "quorum none",
+        "quorum w1",
+        "group all 2 w0 w1 w2\nquorum all",
+        "group both all w0 w2\ngroup either any both w1\nquorum either",
+    ] {
+        let policy = w.policy(quorum);
+        let text = policy.to_string();
+        assert_eq!(Policy::parse(&text).unwrap(), policy, "{text}");
+        assert!(text.contains("https://log.example"));
+        let published = policy.clone().without_urls();
+        assert!(!published.to_string().contains("https"));
+        assert_eq!(published.quorum_text(), policy.quorum_text());
+        assert_eq!(published.logs()[0].key, policy.logs()[0].key);
+    }
+}
+
+#[test]
 fn the_policy_defines_the_quorum() {
     let w = world();
     let policy = w.two_of_three();

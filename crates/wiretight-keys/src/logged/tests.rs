@@ -254,6 +254,13 @@ fn revocations_and_unknown_entries_are_parsed() {
     let revocation = Revocation { at: NOW, indexes: vec![(3, 4), (9, 9)], series };
     assert_eq!(Entry::parse(&revocation.entry()), Ok(Entry::Revocation(revocation)));
     assert_eq!(Entry::parse(&[0x12, 0x34, 1, 2, 3]), Ok(Entry::Other(0x1234)));
+    // A claim of a later version is not an error, but a malformed one of this version is.
+    for kind in [3, 4] {
+        let entry = |body: &str| Entry::parse(&[&[0, kind], body.as_bytes()].concat());
+        assert_eq!(entry(r#"{"version":2,"news":[]}"#), Ok(Entry::Other(kind.into())));
+        assert!(entry(r#"{"version":1,"news":[]}"#).is_err());
+        assert!(entry(r#"{"version":"2"}"#).is_err() && entry("").is_err());
+    }
     for bad in [&[][..], &[0], &[0, 1], &[0, 1, 0x30, 0], &[0, 2], &[0, 2, b'{']] {
         assert!(Entry::parse(bad).is_err(), "{bad:?}");
     }

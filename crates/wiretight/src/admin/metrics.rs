@@ -16,6 +16,7 @@ use wiretight_proxy::intercept::rules::{Direction, Mode};
 use wiretight_scan::passive::totals::{Count, Way};
 
 use super::api::Status;
+use crate::authority::ClaimsStatus;
 use crate::intercept::InterceptStatus;
 use crate::log::sequencer::LogStatus;
 use crate::watch::host::WatchStatus;
@@ -91,6 +92,9 @@ impl Collector for Snapshot {
         if let Some(of) = &status.log {
             log(e, of)?;
         }
+        if let Some(of) = &status.claims {
+            claims(e, of)?;
+        }
         let without = flag(status.transparency.without_news);
         gauge(
             e,
@@ -154,6 +158,21 @@ fn log(e: &mut DescriptorEncoder<'_>, of: &LogStatus) -> fmt::Result {
         .iter()
         .map(|w| (vec![("witness", w.name.clone())], u64::from(w.problem.is_none())));
     gauge(e, "log_witness_up", "1 if the witness's last response was valid", witnesses.collect())
+}
+
+fn claims(e: &mut DescriptorEncoder<'_>, of: &ClaimsStatus) -> fmt::Result {
+    let one = |value: u64| vec![(Vec::new(), value)];
+    let help = "When the newest logged hour of the mesh's traffic ended, in Unix time";
+    gauge(e, "claims_logged_until_seconds", help, one(of.logged_until.unwrap_or(0)))?;
+    let help = "Hours and days of the mesh's traffic that were logged";
+    counter(e, "claims_logged", help, one(of.logged))?;
+    let help = "Hours that were not logged, because the authority did not run or its clock was set";
+    counter(e, "claims_missed", help, one(of.missed))?;
+    let help = "Hours and days that the log has not accepted yet";
+    gauge(e, "claims_waiting", help, one(of.waiting as u64))?;
+    gauge(e, "reports_held", "Reports of nodes that are known", one(of.reports as u64))?;
+    let help = "Reports of nodes that were rejected";
+    counter(e, "reports_rejected", help, one(of.reports_rejected))
 }
 
 /// The number of series is that of the flows, which the kernel limits; each is kept for a day.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 use wiretight_keys::logged::Entry;
 use wiretight_proxy::clock::now;
-use wiretight_tlog::tile::{Kind, Tile, WIDTH};
+use wiretight_tlog::tile::WIDTH;
 
 use super::{AuthorityError, CaError};
 use crate::log::sequencer::Log;
@@ -55,12 +55,10 @@ impl Affected {
         let end = to.min(size.saturating_sub(1)).min(from.saturating_add(MAX_READ - 1));
         let mut read = 0;
         for bundle in from / WIDTH..=end / WIDTH {
-            let Some(tile) = Tile::of_tree(Kind::Entries, bundle, size) else { break };
-            let bytes = log.tile(tile).await.map_err(CaError::Log)?.unwrap_or_default();
-            let entries = tile.entries(&bytes).unwrap_or_default();
+            let entries = log.bundle(bundle).await.map_err(CaError::Log)?;
             let indexed = (bundle * WIDTH..).zip(entries);
             for (index, entry) in indexed.filter(|(index, _)| (from..=end).contains(index)) {
-                read += u64::from(affected.note(index, entry, intermediate));
+                read += u64::from(affected.note(index, &entry, intermediate));
             }
         }
         affected.unread = (to - from).saturating_add(1).saturating_sub(read);

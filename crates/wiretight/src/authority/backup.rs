@@ -33,7 +33,8 @@ use wiretight_tlog::tile::{Kind, Tile, push_entry};
 use wiretight_tlog::{Frontier, Hash, LogSigner, SignedCheckpoint};
 use zeroize::Zeroizing;
 
-use super::{AuthorityError, LOG_KEY, registry};
+use super::own_log::LOG_KEY;
+use super::{AuthorityError, claims, registry};
 use crate::acme::SEAL_KEY;
 use crate::config::Config;
 use crate::log::bucket::Bucket;
@@ -307,7 +308,8 @@ impl Restore<'_> {
         Ok(Some((signed, tree)))
     }
 
-    /// Replaces the backup's log, which has `old` entries, by the newer one, and applies the newer revocations.
+    /// Replaces the backup's log, which has `old` entries, by the newer one, and applies what it says: revocations
+    /// and claims.
     async fn go_on(
         &self,
         store: &SqliteStore,
@@ -320,8 +322,12 @@ impl Restore<'_> {
         while at < tree.size() {
             let next = tree.size().min(at + CHUNK);
             for (n, entry) in (at..).zip(tree.entries(at..next).await?) {
-                if let Ok(Entry::Revocation(revocation)) = Entry::parse(&entry) {
-                    revoked += registry::revoke_again(store, &revocation, n).await?;
+                match Entry::parse(&entry) {
+                    Ok(Entry::Revocation(revocation)) => {
+                        revoked += registry::revoke_again(store, &revocation, n).await?;
+                    }
+                    Ok(Entry::Period(period)) => claims::claim_again(store, &period, n).await?,
+                    _ => {}
                 }
             }
             at = next;

@@ -343,6 +343,10 @@ impl Ca {
         Ok(fingerprint(&root.cert.certificate()))
     }
 
+    pub(super) fn intermediate(&self) -> CertificateDer<'static> {
+        self.issuer().intermediate.clone()
+    }
+
     /// The index of the intermediate's entry in the log.
     pub(super) fn intermediate_index(&self) -> Option<u64> {
         x509::serial(&self.issuer().intermediate).map(|serial| serial.index())
@@ -618,7 +622,7 @@ async fn logged(log: &Log, tbs: Tbs) -> Result<Tbs, CaError> {
 }
 
 /// With witnesses, times out after [`PATIENCE`].
-async fn patiently<T>(
+pub(super) async fn patiently<T>(
     log: &Log,
     made: impl Future<Output = Result<T, CaError>>,
 ) -> Result<T, CaError> {

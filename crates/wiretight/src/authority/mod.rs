@@ -2,7 +2,9 @@
 //! configuration has `[authority]`. No traffic of services passes through it.
 //!
 //! - `ca`: root, intermediate, leaves
+//! - `own_log`: opens the log, with its key and witnesses
 //! - `offers`: checks each record that a node announces
+//! - `claims`: logs how the traffic of the mesh was encrypted, each hour and each day
 //! - `registry`: nodes, tokens, issued and revoked certificates, in the store
 //! - `affected`: what a revocation would affect
 //! - `state`: the state that is pushed to all nodes, by version
@@ -14,7 +16,9 @@
 mod affected;
 pub mod backup;
 mod ca;
+mod claims;
 pub mod offers;
+mod own_log;
 mod registry;
 mod server;
 mod state;
@@ -22,7 +26,7 @@ mod state;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -36,7 +40,6 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
-use wiretight_keys::logged::MAX_PROOF;
 use wiretight_keys::{Id, JoinToken, Name, Transparency, TrustDomain, x509};
 use wiretight_proxy::clock::now;
 use wiretight_proxy::net;
@@ -45,29 +48,28 @@ use wiretight_proxy::registry::Host;
 use wiretight_proxy::{Mesh, tls};
 use wiretight_scan::passive::totals::Period;
 use wiretight_store::Store;
-use wiretight_tlog::{LogSigner, Policy};
 
 use crate::clock::Steps;
 use crate::config::{self, Config, MAX_WEB_TTL};
 use crate::control::{Code, Denial, Offer};
+use crate::log::PolicyFileError;
 use crate::log::bucket::BucketError;
-use crate::log::cosigning::Witness;
-use crate::log::sequencer::{self, Log, LogStatus};
+use crate::log::sequencer::{Log, LogStatus};
 use crate::log::serve::LogSite;
-use crate::log::storage::{Directory, Storage};
-use crate::log::witness::client::HttpWitness;
-use crate::log::{self, PolicyFileError};
 use crate::logging::chain;
 use crate::private_dir::{FileError, PrivateDir};
-use crate::web::client::{Client, Credentials, Url};
 use ca::{Ca, until};
-pub use registry::PendingToken;
+use claims::Claims;
+use own_log::{log_listener, open_log};
 use registry::Registry;
 use server::Server;
 use state::Publisher;
 
 pub use affected::Affected;
 pub use ca::{CaError, IntermediateStatus, RootStanding, RootStatus};
+pub use claims::{ClaimsStatus, LoggedPeriod, Published};
+pub use own_log::{LogParams, log_signer};
+pub use registry::{PendingToken, Reported};
 
 /// How long shutting down may take.
 const SHUTDOWN: Duration = Duration::from_secs(5);
@@ -75,12 +77,6 @@ const SHUTDOWN: Duration = Duration::from_secs(5);
 const TICK: Duration = Duration::from_secs(5);
 /// How long the start waits for the authority's own certificate.
 const FIRST_IDENTITY: Duration = Duration::from_secs(5);
-/// The log's private key, in the authority's directory.
-const LOG_KEY: &str = "log.key";
-/// A log's key file has a few hundred bytes.
-const MAX_KEY_FILE: usize = 4096;
-/// The largest file of CA certificates for the witnesses.
-const MAX_CA_FILE: usize = 1 << 20;
 /// Pause after a failed renewal of the authority's own certificates.
 const RETRY: Duration = Duration::from_secs(10);
 /// Why a certificate that was just issued is not valid now.
@@ -137,6 +133,8 @@ pub struct Times {
     pub prune: Duration,
     /// Old revocations are removed only if the clock was not set for this long, as far as this process knows.
     pub steady: Duration,
+    /// How long after its end an hour is logged at the latest. What nodes have sent by then is in it.
+    pub late: Duration,
 }
 
 impl Default for Times {
@@ -148,70 +146,9 @@ impl Default for Times {
             debounce: Duration::from_millis(50),
             prune: Duration::from_secs(600),
             steady: Duration::from_secs(86_400),
+            late: Duration::from_secs(900),
         }
     }
-}
-
-/// The log's witnesses and storage.
-#[derive(Clone, Default)]
-pub struct LogParams {
-    /// The witnesses and their quorum; `None`: no witnesses.
-    pub policy: Option<Policy>,
-    /// Whether the authority, too, requires proofs in the certificates of nodes.
-    pub required: bool,
-    /// A client for each witness, in the policy's order.
-    pub ways: Vec<Arc<dyn Witness>>,
-    /// Storage of the tiles; `None`: STATE_DIR/authority/log.
-    pub storage: Option<Arc<dyn Storage>>,
-    /// Where and to whom the log is served.
-    pub served: config::Log,
-}
-
-impl LogParams {
-    /// From the configuration; the policy has the URLs of the witnesses.
-    fn from_config(config: &Config) -> Result<LogParams, AuthorityError> {
-        let served = config.log.clone();
-        let storage = backup::storage_of(config)?;
-        let Some(witnesses) = &config.witnesses else {
-            return Ok(LogParams { served, storage, ..LogParams::default() });
-        };
-        let policy = log::read_policy(&witnesses.policy)?;
-        let refused = |name: &str, why: String| {
-            AuthorityError::Refused(format!(
-                "{}: witness {name}: {why}",
-                witnesses.policy.display()
-            ))
-        };
-        let client = witness_client(witnesses.ca.as_deref())?;
-        let way = |witness: &wiretight_tlog::policy::Witness| {
-            let url = witness.url.as_ref().ok_or_else(|| {
-                refused(&witness.name, "it has no URL. Add the URL at the end of the line.".into())
-            })?;
-            let url = Url::parse(url).map_err(|e| refused(&witness.name, e.to_string()))?;
-            Ok(Arc::new(HttpWitness::new(client.clone(), &url)) as Arc<dyn Witness>)
-        };
-        let ways = policy.witnesses().iter().map(way).collect::<Result<_, AuthorityError>>()?;
-        Ok(LogParams { policy: Some(policy), required: witnesses.required, ways, storage, served })
-    }
-}
-
-/// The HTTPS client for the witnesses: it trusts the system's CA certificates and those of `ca` in `[witnesses]`.
-fn witness_client(ca: Option<&Path>) -> Result<Client, AuthorityError> {
-    let unusable = |path: &Path, why: &dyn std::fmt::Display| {
-        AuthorityError::Refused(format!(
-            "cannot use {} (`ca` in [witnesses]): {why}. It must contain the CA certificates (PEM) for the witnesses' server certificates.",
-            path.display()
-        ))
-    };
-    let roots = match ca {
-        None => None,
-        Some(path) => Some(log::read_bounded(path, MAX_CA_FILE).map_err(|e| unusable(path, &e))?),
-    };
-    let client = Client::new(&Credentials { roots, ..Credentials::default() });
-    client.map_err(|e| match ca {
-        Some(path) => unusable(path, &chain(&e)),
-        None => AuthorityError::Refused(chain(&e)),
-    })
 }
 
 #[derive(Clone)]
@@ -309,7 +246,9 @@ struct Inner {
     addr: SocketAddr,
     advertise: RwLock<Option<HostPort>>,
     mesh: Arc<Mesh>,
+    store: Arc<dyn Store>,
     log: Log,
+    claims: Arc<Mutex<ClaimsStatus>>,
     ca: Arc<Ca>,
     registry: Arc<Registry>,
     publisher: Arc<Publisher>,
@@ -347,11 +286,14 @@ impl Authority {
         let registry = Arc::new(registry);
         registry.recover().await?;
         registry.prune(times.steady.is_zero()).await?;
+        registry.load_reports().await?;
+        let claims = Arc::default();
+        let logging = Claims::open(store.clone(), log.clone(), times, Arc::clone(&claims)).await?;
 
         if required {
             mesh.set_transparency(Transparency::required(log.policy()));
         }
-        let publisher = Arc::new(Publisher::new(store, mesh.clone(), times.debounce));
+        let publisher = Arc::new(Publisher::new(store.clone(), mesh.clone(), times.debounce));
         let view = publisher.load().await?;
         let reading = log_listener(&served).await?;
         let site = LogSite {
@@ -373,7 +315,9 @@ impl Authority {
             addr,
             advertise,
             mesh,
+            store,
             log,
+            claims,
             ca,
             registry,
             publisher: publisher.clone(),
@@ -419,6 +363,7 @@ impl Authority {
             tasks.spawn(server.run(listener, stopped));
             tasks.spawn(async move { publisher.run(view).await });
             tasks.spawn(maintain(inner.clone(), times));
+            tasks.spawn(logging.run(inner.clone()));
         }
         tracing::info!(listen = %addr, trust_domain = %inner.trust_domain, "the authority is ready");
         Ok(AuthorityHandle { inner })
@@ -712,6 +657,15 @@ impl AuthorityHandle {
         &self.inner.log
     }
 
+    /// The roots of the trust bundle, the active one first.
+    pub fn roots(&self) -> Vec<CertificateDer<'static>> {
+        self.inner.ca.roots()
+    }
+
+    pub fn intermediate(&self) -> CertificateDer<'static> {
+        self.inner.ca.intermediate()
+    }
+
     pub fn ca_status(&self) -> CaStatus {
         let (roots, intermediate) = self.inner.ca.status();
         let version = self.inner.publisher.version();
@@ -762,76 +716,6 @@ impl Inner {
             .filter(|own| self.ca.vouches_for(own) && !own.chain().iter().any(revoked));
         own.map_or(0, |own| own.half_life())
     }
-}
-
-/// The listener for readers of the log.
-async fn log_listener(served: &config::Log) -> Result<Option<TcpListener>, AuthorityError> {
-    let Some(addr) = served.listen else { return Ok(None) };
-    let bind = |source| AuthorityError::Bind { addr, source };
-    let listener = net::Sockets::default().bind(addr, 1).map_err(bind)?.remove(0);
-    Ok(Some(TcpListener::from_std(listener).map_err(bind)?))
-}
-
-/// Opens or creates the log. A new key is on disk before anything is signed with it.
-async fn open_log(
-    trust_domain: &TrustDomain,
-    dir: &PrivateDir,
-    store: Arc<dyn Store>,
-    params: LogParams,
-) -> Result<Log, AuthorityError> {
-    let signer = log_signer(trust_domain, dir)?;
-    let key = signer.public().clone();
-    let LogParams { policy, ways, storage, .. } = params;
-    let policy = match policy {
-        Some(policy) if !policy.logs().is_empty() && policy.logs().iter().all(|l| l.key != key) => {
-            return Err(AuthorityError::Refused(format!(
-                "the policy in [witnesses] does not name this authority's log. Add the line
-log {key}"
-            )));
-        }
-        Some(policy) => policy.for_log(key),
-        None => Policy::self_attested(key),
-    };
-    let largest = policy.largest_proof();
-    if largest > MAX_PROOF {
-        return Err(AuthorityError::Refused(format!(
-            "with the policy in [witnesses] a proof can have {largest} bytes, but a certificate has room for {MAX_PROOF} only. Use fewer witnesses with ML-DSA-44 keys."
-        )));
-    }
-    let storage = match storage {
-        Some(storage) => storage,
-        None => {
-            let path = dir.path().join("log");
-            let opened = Directory::open(&path);
-            Arc::new(opened.map_err(|source| FileError { doing: "create", path, source })?)
-        }
-    };
-    let params = sequencer::Params { signer, policy, ways, storage, store };
-    Log::start(params).await.map_err(|e| AuthorityError::Ca(CaError::Log(e)))
-}
-
-/// The log's private key; created if there is none.
-pub fn log_signer(
-    trust_domain: &TrustDomain,
-    dir: &PrivateDir,
-) -> Result<LogSigner, AuthorityError> {
-    let path = || dir.path().join(LOG_KEY).display().to_string();
-    if let Some(file) = dir.read(LOG_KEY, MAX_KEY_FILE)? {
-        let text = str::from_utf8(&file).ok();
-        return text
-            .and_then(|t| LogSigner::parse(t).ok())
-            .ok_or_else(|| AuthorityError::Ca(CaError::KeyMissing { path: path() }));
-    }
-    let crypto = |e| AuthorityError::Refused(format!("cannot create a key for the log: {e}"));
-    let origin = sequencer::new_origin(trust_domain.as_str(), ca::random()?);
-    let origin = origin.ok_or_else(|| {
-        AuthorityError::Refused("the trust domain cannot be used in a log's name".into())
-    })?;
-    let signer = LogSigner::generate(origin).map_err(crypto)?;
-    let mut private = signer.to_private().map_err(crypto)?;
-    private.push('\n');
-    dir.write(LOG_KEY, private.as_bytes())?;
-    Ok(signer)
 }
 
 /// Renews the authority's own certificates and removes expired records.

@@ -11,6 +11,7 @@
 //! seen/NAME              when a node's stream last started or ended
 //! edge/service/SERVICE/  records that edges share (`shared`)
 //! watch/NAME/DAY         what a node has counted of its traffic (`totals`)
+//! report/NAME            what a node reports of itself (`reports`)
 //! ```
 //!
 //! The store has no transaction over several keys. So a change in several steps first marks the node's record as being
@@ -21,6 +22,7 @@
 //! record, no certificate was or will be sent that is not revoked.
 
 mod issuing;
+mod reports;
 mod shared;
 mod tokens;
 mod totals;
@@ -34,7 +36,6 @@ use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use spki::SubjectPublicKeyInfoOwned;
 use wiretight_keys::token::{secret_hash, secret_matches};
 use wiretight_keys::{Csr, Id, Name, PublicKey, Revocation, Serial, Series, TrustDomain};
 use wiretight_proxy::clock::now;
@@ -50,7 +51,9 @@ use crate::control::{
 };
 use crate::log::sequencer::Log;
 
-use issuing::Chain;
+use issuing::{Chain, IssuedRecord};
+pub(super) use reports::Member;
+pub use reports::Reported;
 pub(super) use shared::Written;
 pub use tokens::PendingToken;
 
@@ -135,18 +138,6 @@ impl NodeRecord {
 }
 
 #[derive(Serialize, Deserialize)]
-struct IssuedRecord {
-    /// For an SVID.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    id: Option<Id>,
-    /// For a web server's certificate.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    names: Vec<String>,
-    not_after: u64,
-    root: String,
-}
-
-#[derive(Serialize, Deserialize)]
 pub(super) struct RevokedRecord {
     pub(super) at: u64,
     /// The index of its log entry. The revocation is in force before it is logged.
@@ -158,14 +149,6 @@ impl RevokedRecord {
     fn new() -> RevokedRecord {
         RevokedRecord { at: now(), logged: None }
     }
-}
-
-/// The certificates that were issued under a root.
-pub(super) struct IssuedUnder {
-    /// When the last one expires; 0 if there is none.
-    pub(super) until: u64,
-    /// A record that cannot be read; its certificate may be under that root, and valid for longer.
-    pub(super) unreadable: Option<Key>,
 }
 
 pub(super) struct Listed {
@@ -185,6 +168,7 @@ pub(super) struct Registry {
     /// For records that edges share.
     shares: Mutex<Budgets>,
     announcements: Mutex<Budgets>,
+    reports: reports::Reports,
     /// The node in this process.
     own: OnceLock<Name>,
 }
@@ -194,8 +178,8 @@ type Budgets = HashMap<Name, (f64, Instant)>;
 
 impl Registry {
     pub(super) fn new(trust_domain: TrustDomain, store: Arc<dyn Store>, ca: Arc<Ca>) -> Registry {
-        let (changing, budgets, shares, announcements, own) = Default::default();
-        Registry { trust_domain, store, ca, changing, budgets, shares, announcements, own }
+        let (changing, budgets, shares, announcements, reports, own) = Default::default();
+        Registry { trust_domain, store, ca, changing, budgets, shares, announcements, reports, own }
     }
 
     /// Sets which node runs in this process.
@@ -516,36 +500,6 @@ impl Registry {
         }
     }
 
-    /// Issues a web server's certificate; it is recorded before it is returned.
-    pub(super) async fn issue_web(
-        &self,
-        names: Vec<String>,
-        spki: &SubjectPublicKeyInfoOwned,
-        ttl: Duration,
-    ) -> Result<Vec<CertificateDer<'static>>, AuthorityError> {
-        let issued = self.ca.issue_web(names.clone(), spki, ttl).await?;
-        let (not_after, root) = (issued.not_after, issued.root);
-        let record = IssuedRecord { id: None, names, not_after, root };
-        let key = key(format!("{ISSUED}_web/{}", issued.serial));
-        self.store.create(&key, json(&record)).await?;
-        tracing::info!(names = record.names.join(","), serial = %issued.serial, "issued a web certificate");
-        Ok(issued.chain)
-    }
-
-    pub(super) async fn issued_under(&self, root: &str) -> Result<IssuedUnder, Error> {
-        let mut issued = IssuedUnder { until: 0, unreadable: None };
-        for entry in self.store.list(ISSUED).await?.0 {
-            match read::<IssuedRecord>(&entry.value) {
-                Some(record) if record.root == root => {
-                    issued.until = issued.until.max(record.not_after);
-                }
-                Some(_) => {}
-                None => issued.unreadable = Some(entry.key),
-            }
-        }
-        Ok(issued)
-    }
-
     // ---- Maintenance.
 
     /// Removes expired records. `is_steady`: the clock was not set for long. Otherwise no revocations are removed, because
@@ -688,8 +642,12 @@ impl Registry {
         self.leave_shared(name, &record).await?;
         match record.standing {
             Standing::Active => {}
-            Standing::Replacing => self.delete_key(&instances_key(name)).await?,
+            Standing::Replacing => {
+                self.delete_key(&instances_key(name)).await?;
+                self.forget_report(name).await?;
+            }
             Standing::Removing => {
+                self.forget_report(name).await?;
                 // With a remaining token the node could join again.
                 self.prune_folder(TOKENS, |t: TokenRecord| t.node == *name).await?;
                 self.delete_key(&instances_key(name)).await?;

@@ -4,7 +4,9 @@
 //! response), or a node's stream. Everything is bounded: connections, strangers, strangers per address, messages,
 //! waiting times, and the queue for a node, which holds a few responses and the newest state.
 
-use std::collections::{BTreeMap, HashMap};
+mod strangers;
+
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -15,17 +17,18 @@ use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use wiretight_keys::{Csr, Id, Name, Role, VerifiedPeer};
 use wiretight_proxy::clock::now;
-use wiretight_proxy::network::origin;
 use wiretight_proxy::provider;
 use wiretight_proxy::registry::weight;
 use wiretight_proxy::{LogQuota, Mesh, tls};
+
+use strangers::Strangers;
 
 use super::ca::until;
 use super::registry::{Announced, Joined, Registry, Written};
@@ -37,10 +40,6 @@ use crate::control::{
 };
 
 const MAX_CONNECTIONS: usize = 4096;
-/// Connections that are not authenticated yet.
-const MAX_STRANGERS: usize = 256;
-/// The same from one [`origin`], so that one faulty machine does not lock out others.
-const MAX_STRANGERS_BY_ADDRESS: usize = 64;
 /// Responses that are queued for a node.
 const MAX_REPLIES: usize = 32;
 /// Bytes of records in one message; several messages can be queued for a node.
@@ -668,51 +667,6 @@ impl Server {
             lines.remove(node);
         }
     }
-
-    /// A slot for an unauthenticated connection. If there are too many, the oldest one is closed, so that silent
-    /// connections cannot lock out a node.
-    fn door(self: &Arc<Self>, ip: IpAddr) -> Door {
-        let (number, evicted) = self.strangers.lock().enter(origin(ip));
-        Door { server: self.clone(), number, evicted }
-    }
-}
-
-/// Unauthenticated connections, oldest first.
-#[derive(Default)]
-struct Strangers {
-    next: u64,
-    waiting: BTreeMap<u64, (IpAddr, Arc<Notify>)>,
-}
-
-impl Strangers {
-    fn enter(&mut self, from: IpAddr) -> (u64, Arc<Notify>) {
-        let near = || self.waiting.iter().filter(|(_, (ip, _))| *ip == from).map(|(n, _)| *n);
-        let oldest = match near().count() >= MAX_STRANGERS_BY_ADDRESS {
-            true => near().next(),
-            false if self.waiting.len() >= MAX_STRANGERS => self.waiting.keys().next().copied(),
-            false => None,
-        };
-        if let Some((_, evicted)) = oldest.and_then(|n| self.waiting.remove(&n)) {
-            evicted.notify_one();
-        }
-        let (number, evicted) = (self.next, Arc::new(Notify::new()));
-        self.next += 1;
-        self.waiting.insert(number, (from, evicted.clone()));
-        (number, evicted)
-    }
-}
-
-/// A slot of [`Strangers`]; released when dropped.
-struct Door {
-    server: Arc<Server>,
-    number: u64,
-    evicted: Arc<Notify>,
-}
-
-impl Drop for Door {
-    fn drop(&mut self) {
-        self.server.strangers.lock().waiting.remove(&self.number);
-    }
 }
 
 enum Out {
@@ -833,13 +787,23 @@ impl StreamReader<'_> {
                     Err(denial) => refused(request, denial)?,
                 }
             }
+            FromNode::Report { request, report } => {
+                let kept = match self.server.revoked(peer) {
+                    None => self.server.registry.keep_report(node, enrolment, *report).await,
+                    Some(denial) => Err(denial),
+                };
+                match kept {
+                    Ok(()) => FromAuthority::Kept { request },
+                    Err(denial) => refused(request, denial)?,
+                }
+            }
             FromNode::Ack { version } => {
                 self.seen.acked.store(version, Ordering::Relaxed);
                 return Ok(());
             }
             FromNode::Ping => FromAuthority::Pong,
             FromNode::Pong => return Ok(()),
-            FromNode::Report { .. } | FromNode::Unknown => {
+            FromNode::Unknown => {
                 let message = "this authority does not know this type of message";
                 FromAuthority::Error(Denial::new(Code::UnknownType, message))
             }

@@ -403,7 +403,7 @@ fn text(rows: &[Listed]) -> String {
                 String::new(),
                 String::new(),
             ],
-            What::Period { start, length } => [
+            What::Period { start, length, .. } => [
                 "totals".to_owned(),
                 format!(
                     "the traffic of the {} from {}",

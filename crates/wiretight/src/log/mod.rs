@@ -4,6 +4,7 @@
 //! - `edge`: the right edge of the tree, where entries are appended
 //! - `guard`: reads the log's files and checks that they are what was signed
 //! - `sequencer`: appends entries, signs checkpoints, creates proofs
+//! - `prove`: proves what is in the log, from its tiles
 //! - `cosigning`: has checkpoints cosigned by the witnesses of a policy
 //! - `serve`: serves the log over HTTP
 //! - `witness`: cosigns the checkpoints of logs
@@ -21,6 +22,7 @@ pub mod evidence;
 pub mod guard;
 pub mod mirror;
 pub mod monitor;
+pub mod prove;
 pub mod reader;
 pub mod sequencer;
 pub mod serve;

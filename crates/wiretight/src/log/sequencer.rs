@@ -99,6 +99,11 @@ pub enum LogError {
     /// Too many entries are waiting.
     #[error("too many log entries are waiting. {0}")]
     Busy(String),
+    /// No published checkpoint covers what is to be proved.
+    #[error(
+        "the newest entries of the log are not published yet, because the witnesses have not cosigned them. Try again in a minute"
+    )]
+    NotPublished,
     /// The entry is too large.
     #[error("a log entry may have at most {MAX_ENTRY} bytes")]
     TooLarge,
@@ -180,7 +185,7 @@ pub struct Log {
     requests: mpsc::Sender<Request>,
     room: Arc<Semaphore>,
     shared: Arc<Shared>,
-    guard: Arc<Guard>,
+    pub(super) guard: Arc<Guard>,
     task: Arc<tokio::sync::Mutex<JoinSet<()>>>,
 }
 
@@ -330,8 +335,6 @@ impl Log {
         })
     }
 }
-
-impl Shared {}
 
 /// The record of the log in the store.
 #[derive(Serialize, Deserialize)]
@@ -656,13 +659,7 @@ pub(super) async fn read_nodes<T>(
         let hashes = match tiles.entry(tile) {
             Entry::Occupied(read) => read.into_mut(),
             Entry::Vacant(unread) => {
-                let path = tile.path();
-                let missing = || io::Error::other(format!("{path} is missing"));
-                let bytes = storage.get(&path, max_len(tile)).await;
-                let hashes = bytes
-                    .and_then(|bytes| bytes.ok_or_else(missing))
-                    .and_then(|bytes| tile.hashes(&bytes).map_err(io::Error::other));
-                unread.insert(hashes.map_err(|e| failed(storage, e))?)
+                unread.insert(read_tile(storage, tile).await.map_err(|e| failed(storage, e))?)
             }
         };
         if let Some(hash) = hashes.get(range).and_then(tile::subtree) {
@@ -670,6 +667,16 @@ pub(super) async fn read_nodes<T>(
         }
     }
     ask(&mut |node| nodes.get(&node).copied().ok_or(TreeError::OutOfRange)).map_err(broken)
+}
+
+/// The hashes of a tile. A full tile may have replaced a partial one, and starts with the same hashes.
+async fn read_tile(storage: &dyn Storage, tile: Tile) -> io::Result<Vec<Hash>> {
+    for tile in [tile, tile.full()] {
+        if let Some(bytes) = storage.get(&tile.path(), max_len(tile)).await? {
+            return tile.hashes(&bytes).map_err(io::Error::other);
+        }
+    }
+    Err(io::Error::other(format!("{} is missing", tile.path())))
 }
 
 /// The name of a new log of this trust domain; `random` distinguishes it from later ones.
@@ -721,6 +728,6 @@ pub(super) fn failed(storage: &dyn Storage, source: io::Error) -> LogError {
 }
 
 /// An inconsistency of the tree in memory, which is discarded and read again.
-fn broken(e: TreeError) -> LogError {
+pub(super) fn broken(e: TreeError) -> LogError {
     LogError::Busy(format!("The log's tree has to be read again ({e})"))
 }

@@ -181,6 +181,7 @@ impl Daemon {
             is_authority: self.authority.is_some(),
             transparency: self.transparency(),
             log: self.authority.as_ref().map(|authority| authority.log().status()),
+            claims: self.authority.as_ref().map(|authority| authority.claims_status()),
             services: services.collect(),
             dials: dials.collect(),
             relay,

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod announced;
+mod claims;
 mod hostile;
 mod joining;
 mod life;
@@ -279,6 +280,26 @@ async fn tls(
     let tcp = TcpStream::connect(authority.local_addr()).await.unwrap();
     let name = "authority.example.org".try_into().unwrap();
     tokio_rustls::TlsConnector::from(config).connect(name, tcp).await.unwrap()
+}
+
+/// Sends a message on a new stream of a node, and returns all responses until that to a ping.
+async fn exchange(
+    authority: &AuthorityHandle,
+    config: &Arc<rustls::ClientConfig>,
+    message: &serde_json::Value,
+) -> String {
+    let bytes = [HELLO, message.to_string().as_bytes(), br#"{"type":"ping"}"#].map(frame);
+    let mut stream = tls(authority, config.clone()).await;
+    stream.write_all(&bytes.concat()).await.unwrap();
+    stream.flush().await.unwrap();
+    let mut said = String::new();
+    let mut buffer = vec![0; 64 << 10];
+    while !said.contains(r#""pong""#) {
+        let n = timeout(Duration::from_secs(20), stream.read(&mut buffer)).await.unwrap().unwrap();
+        assert_ne!(n, 0, "closed after {said}");
+        said += &String::from_utf8_lossy(&buffer[..n]);
+    }
+    said
 }
 
 fn frame(json: &[u8]) -> Vec<u8> {

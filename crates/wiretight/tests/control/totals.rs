@@ -63,27 +63,18 @@ async fn malformed_totals_are_refused_and_do_not_end_the_stream() {
     let good = serde_json::to_value(hour(last, 1)).unwrap();
     let mut later = good.clone();
     later["shares"][0]["way"] = "sideways".into();
+    let mut impossible = good.clone();
+    impossible["shares"][0]["bytes"] = (1u64 << 51).into();
     for (hours, why) in [
         (serde_json::json!([{ "start": "x" }]), "newer version"),
         (serde_json::json!([later]), "newer version"),
+        (serde_json::json!([impossible]), "more than a machine can transfer"),
         (serde_json::to_value(many).unwrap(), "more than 24 hours"),
         // The control.
         (serde_json::json!([good]), "kept"),
     ] {
         let totals = serde_json::json!({ "type": "totals", "request": 7, "hours": hours });
-        let bytes =
-            [frame(HELLO), frame(totals.to_string().as_bytes()), frame(br#"{"type":"ping"}"#)];
-        let mut stream = tls(&authority, config.clone()).await;
-        stream.write_all(&bytes.concat()).await.unwrap();
-        stream.flush().await.unwrap();
-        let mut said = String::new();
-        let mut buffer = vec![0; 64 << 10];
-        while !said.contains(r#""pong""#) {
-            let n =
-                timeout(Duration::from_secs(20), stream.read(&mut buffer)).await.unwrap().unwrap();
-            assert_ne!(n, 0, "closed after {said}");
-            said += &String::from_utf8_lossy(&buffer[..n]);
-        }
+        let said = exchange(&authority, &config, &totals).await;
         assert!(said.contains(why), "{said}");
     }
     let kept = authority.totals(0, u64::MAX).await.unwrap();

@@ -13,6 +13,7 @@ mod monitor;
 mod monitor_chain;
 mod monitor_faults;
 mod monitor_names;
+mod prove;
 mod rig;
 mod sequencer;
 mod verify;

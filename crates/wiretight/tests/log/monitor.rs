@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::process::Output;
 
+use wiretight_keys::claims::{HOUR, MeshPeriod};
 use wiretight_keys::logged::Entry;
 use wiretight_keys::token::hex;
 use wiretight_keys::{Period, Profile, Signer, SigningKey, Tbs};
@@ -120,6 +121,25 @@ fn a_regular_log_raises_no_alert() {
             rows.iter().enumerate().all(|(n, row)| row["index"] == n && row["type"] == "other")
         );
     }
+}
+
+#[test]
+fn a_second_claim_about_the_same_hour_is_reported() {
+    let mut world = World::new(3);
+    let hour = |start, bytes| {
+        let mut hour = MeshPeriod::new(start, HOUR);
+        hour.levels.strong.bytes = bytes;
+        hour.entry()
+    };
+    // The same bytes twice, as after a crash, are not a contradiction.
+    world.log.entries.extend([hour(2 * HOUR, 5), hour(2 * HOUR, 5), hour(HOUR, 6)]);
+    world.publish(&world.log, 6, now());
+    world.quiet(&[]);
+    // The first entry is known from an earlier run.
+    world.log.entries.push(hour(2 * HOUR, 6));
+    world.publish(&world.log, 7, now());
+    let alert = world.alert("contradictory-claim", &[]);
+    assert_eq!(alert["index"], 6);
 }
 
 #[test]

@@ -18,7 +18,7 @@ const HOUR: u64 = 3600;
 /// The length of a file that is fetched. Each is much longer than everything else on the wire.
 const FILE: usize = 2 << 20;
 /// What the liar claims.
-const LIE: u64 = 1 << 50;
+const LIE: u64 = 1 << 40;
 /// What nodes exchange between the start of a capture and that of their watch, and at its end, in bytes: about 1 % of the
 /// traffic.
 const EDGES: u64 = 64 << 10;

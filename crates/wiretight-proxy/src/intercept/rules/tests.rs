@@ -162,7 +162,7 @@ fn a_network_of_ipv6_with_32_bits_is_not_one_address() {
     let mut rules = rules(Mode::Strict);
     rules.protected = vec!["2001:db8::/32".parse().unwrap(), "2001:db9::1".parse().unwrap()];
     rules.peers.clear();
-    let six = json!([{"prefix": {"addr": "2001:db8::", "len": 32}}, "2001:db9::1"]);
+    let six = json!(["2001:db9::1", {"prefix": {"addr": "2001:db8::", "len": 32}}]);
     assert_eq!(rules.expected()["set"]["protected6"]["elem"], six);
 }
 

@@ -2,26 +2,79 @@
 //! the log and one change of the node's record.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
+use serde::{Deserialize, Serialize};
+use spki::SubjectPublicKeyInfoOwned;
 use tokio::task::JoinSet;
 use wiretight_keys::{Csr, Id, Name, Series, SpiffeId};
-use wiretight_store::{Store, update};
+use wiretight_store::{Error, Key, Store, update};
 
 use super::super::AuthorityError;
 use super::super::ca::{Ca, random};
 use super::{
-    ISSUED, IssuedRecord, NodeRecord, Registry, busy, internal, json, key, may_not_claim, node_key,
+    ISSUED, NodeRecord, Registry, busy, internal, json, key, may_not_claim, node_key, read,
     unissued, whole,
 };
 use crate::control::{Blob, Code, Denial};
 
 pub(super) type Chain = Vec<CertificateDer<'static>>;
 
+#[derive(Serialize, Deserialize)]
+pub(super) struct IssuedRecord {
+    /// For an SVID.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    id: Option<Id>,
+    /// For a web server's certificate.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    names: Vec<String>,
+    pub(super) not_after: u64,
+    root: String,
+}
+
+/// The certificates that were issued under a root.
+pub(in super::super) struct IssuedUnder {
+    /// When the last one expires; 0 if there is none.
+    pub(in super::super) until: u64,
+    /// A record that cannot be read; its certificate may be under that root, and valid for longer.
+    pub(in super::super) unreadable: Option<Key>,
+}
+
 /// A requested certificate: its identity and series, and the result.
 type Made = (SpiffeId, Series, Option<Result<Chain, Denial>>);
 
 impl Registry {
+    /// Issues a web server's certificate; it is recorded before it is returned.
+    pub(in super::super) async fn issue_web(
+        &self,
+        names: Vec<String>,
+        spki: &SubjectPublicKeyInfoOwned,
+        ttl: Duration,
+    ) -> Result<Vec<CertificateDer<'static>>, AuthorityError> {
+        let issued = self.ca.issue_web(names.clone(), spki, ttl).await?;
+        let (not_after, root) = (issued.not_after, issued.root);
+        let record = IssuedRecord { id: None, names, not_after, root };
+        let key = key(format!("{ISSUED}_web/{}", issued.serial));
+        self.store.create(&key, json(&record)).await?;
+        tracing::info!(names = record.names.join(","), serial = %issued.serial, "issued a web certificate");
+        Ok(issued.chain)
+    }
+
+    pub(in super::super) async fn issued_under(&self, root: &str) -> Result<IssuedUnder, Error> {
+        let mut issued = IssuedUnder { until: 0, unreadable: None };
+        for entry in self.store.list(ISSUED).await?.0 {
+            match read::<IssuedRecord>(&entry.value) {
+                Some(record) if record.root == root => {
+                    issued.until = issued.until.max(record.not_after);
+                }
+                Some(_) => {}
+                None => issued.unreadable = Some(entry.key),
+            }
+        }
+        Ok(issued)
+    }
+
     /// Signs requests of a node, for itself or services that it may claim. They share a batch of the log. Returns a result
     /// for each, in the same order.
     pub(in super::super) async fn sign(

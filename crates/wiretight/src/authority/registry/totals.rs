@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use wiretight_keys::Name;
 use wiretight_proxy::clock::now;
-use wiretight_scan::passive::totals::{Hour, Period, Sum};
+use wiretight_scan::passive::totals::{Count, Hour, Period, Sum};
 use wiretight_store::{Error, Key, update};
 
 use super::{Registry, internal, json, key, read, whole};
@@ -16,7 +16,7 @@ use crate::authority::AuthorityError;
 use crate::control::{Code, Denial, Records};
 
 const FOLDER: &str = "watch/";
-const DAY: u64 = 86_400;
+pub(super) const DAY: u64 = 86_400;
 /// Older hours are not accepted; a node keeps them for a week at most.
 const LATE: u64 = 8 * DAY;
 /// By how much a node's clock may be ahead.
@@ -24,6 +24,9 @@ const EARLY: u64 = 300;
 /// How long totals are kept by the hour, and by the day.
 const HOURS: u64 = 31 * DAY;
 const DAYS: u64 = 366 * DAY;
+/// More than a machine can transfer in an hour (2.5 Tbit/s), so that sums of all nodes do not overflow.
+const MAX_BYTES: u64 = 1 << 50;
+const MAX_CONNECTIONS: u64 = 1 << 40;
 /// Hours in a message.
 const MAX_HOURS: usize = 24;
 
@@ -46,6 +49,9 @@ impl Registry {
             if let Err(why) = hour.check() {
                 return bad(format!("invalid totals: {why}"));
             }
+            if !is_possible(hour) {
+                return bad("more than a machine can transfer in an hour".into());
+            }
             let expected = now().saturating_sub(LATE)..=now().saturating_add(EARLY);
             if !expected.contains(&hour.start) {
                 return bad(format!(
@@ -56,12 +62,14 @@ impl Registry {
         }
         self.charge(node, hours.good.len() as f64)?;
         self.current(node, enrolment).await?;
+        let newest = hours.good.iter().map(|hour| hour.start).max();
         for hour in hours.good {
-            let at = day(node, hour.start / DAY * DAY);
+            let at = totals_key(node, hour.start / DAY * DAY);
             let kept =
                 update(&*self.store, &at, |old| with_hour(old, hour.clone().into()).map(Some));
             kept.await.map_err(internal)?;
         }
+        self.note_hours(node, newest);
         Ok(())
     }
 
@@ -111,6 +119,15 @@ impl Registry {
     }
 }
 
+fn is_possible(hour: &Hour) -> bool {
+    let mut sum = Count::default();
+    hour.totals.shares.iter().for_each(|share| sum.add(share.count));
+    let gaps = &hour.totals.gaps;
+    let bytes = [sum.bytes, gaps.interface_bytes, gaps.missed_bytes];
+    let counts = [sum.connections, gaps.resyncs, gaps.lost_packets];
+    bytes.iter().all(|n| *n <= MAX_BYTES) && counts.iter().all(|n| *n <= MAX_CONNECTIONS)
+}
+
 /// A stored day with the totals of an hour, which replace earlier ones. A day that is unreadable, perhaps because a newer
 /// version wrote it, is not overwritten: the node keeps its totals and tries again.
 fn with_hour(day: Option<&[u8]>, hour: Period) -> Result<Vec<u8>, AuthorityError> {
@@ -121,7 +138,7 @@ fn with_hour(day: Option<&[u8]>, hour: Period) -> Result<Vec<u8>, AuthorityError
     Ok(json(&hours))
 }
 
-fn day(node: &Name, start: u64) -> Key {
+pub(super) fn totals_key(node: &Name, start: u64) -> Key {
     // Keys are sorted as text: all of these have the same length until the year 2286.
     key(format!("{FOLDER}{node}/{start:010}"))
 }
@@ -137,7 +154,7 @@ fn merged(start: u64, hours: &[Period]) -> Period {
 mod tests {
     use wiretight_scan::judge::Level;
     use wiretight_scan::passive::Grade;
-    use wiretight_scan::passive::totals::{Count, Kind, Way};
+    use wiretight_scan::passive::totals::{Kind, Way};
 
     use super::*;
 

@@ -360,7 +360,12 @@ impl Follower {
                     look.alerts += 1;
                     alarm.tell(alert);
                 }
-                rows.push(Row { index, what: What::of(parsed) });
+                let what = What::of(parsed);
+                if self.table.contradicts(&what) {
+                    look.alerts += 1;
+                    alarm.tell(self.contradiction(index, &what, now));
+                }
+                rows.push(Row { index, what });
             }
             alarm.keep().map_err(MonitorError::from)?;
             self.table.append(&rows).map_err(MonitorError::from)?;
@@ -415,6 +420,18 @@ impl Follower {
         });
         let names: Vec<&str> = names.collect();
         (!names.is_empty()).then(|| self.unexpected(index, &names, certificate, now))
+    }
+
+    fn contradiction(&self, index: u64, what: &What, now: u64) -> Alert {
+        let period = match what {
+            What::Period { start, length, .. } => format!("{length} s from {start} (Unix time)"),
+            _ => "a period".into(),
+        };
+        let detail = format!(
+            "entry {index} contradicts an earlier entry about the traffic of the same {period}. The first entry counts. The log's operator must explain the second."
+        );
+        let alert = self.alert(AlertKind::ContradictoryClaim, detail, now);
+        Alert { index: Some(index), ..alert }
     }
 
     fn unexpected(&self, index: u64, names: &[&str], of: &LoggedCertificate, now: u64) -> Alert {

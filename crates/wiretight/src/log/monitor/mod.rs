@@ -84,6 +84,8 @@ pub enum AlertKind {
     UnexpectedCertificate,
     /// A certificate entry that cannot be parsed.
     MalformedEntry,
+    /// A second, different claim about the traffic of a period.
+    ContradictoryClaim,
     /// Two trees that are not consistent.
     Fork,
     /// A smaller tree than before.
@@ -107,6 +109,7 @@ impl AlertKind {
         match self {
             AlertKind::UnexpectedCertificate => "unexpected-certificate",
             AlertKind::MalformedEntry => "malformed-entry",
+            AlertKind::ContradictoryClaim => "contradictory-claim",
             AlertKind::Fork => "fork",
             AlertKind::Rollback => "rollback",
             AlertKind::Stalled => "stalled",
@@ -120,7 +123,8 @@ impl AlertKind {
 
     /// Whether it is about one entry. There may be as many of these as the log has entries.
     fn is_of_entry(self) -> bool {
-        matches!(self, AlertKind::UnexpectedCertificate | AlertKind::MalformedEntry)
+        use AlertKind::{ContradictoryClaim, MalformedEntry, UnexpectedCertificate};
+        matches!(self, UnexpectedCertificate | MalformedEntry | ContradictoryClaim)
     }
 }
 

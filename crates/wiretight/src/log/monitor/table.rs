@@ -3,6 +3,7 @@
 //! The file is only appended to. At a start, a line that was truncated by a crash and everything after a damaged line are
 //! removed and read from the log again.
 
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use wiretight_keys::X509Error;
 use wiretight_keys::logged::Entry;
 use wiretight_keys::token::hex;
+use wiretight_tlog::Hash;
 
 use crate::logging::chain;
 
@@ -23,6 +25,8 @@ pub(super) const OTHERS: &str = "logs";
 const MAX_LINE: u64 = 1 << 20;
 /// The most names of a row, and their most bytes in total.
 const MAX_NAMES: (usize, usize) = (512, 64 << 10);
+/// The most periods that are compared with later entries: more than ten years of hours.
+const MAX_PERIODS: usize = 100_000;
 /// The longest error of a row, in characters.
 const MAX_ERROR: usize = 512;
 
@@ -78,6 +82,8 @@ pub enum What {
         /// In seconds since 1970, and in seconds.
         start: u64,
         length: u64,
+        /// The hash of the entry, in hex.
+        hash: String,
     },
     /// A folder that was published.
     Publication {
@@ -113,7 +119,11 @@ impl What {
             Ok(Entry::Revocation(r)) => {
                 What::Revocation { at: r.at, ranges: r.indexes.len(), series: r.series.len() }
             }
-            Ok(Entry::Period(p)) => What::Period { start: p.start, length: p.length },
+            Ok(Entry::Period(p)) => What::Period {
+                start: p.start,
+                length: p.length,
+                hash: hex(Hash::leaf(&p.entry()).as_bytes()),
+            },
             Ok(Entry::Publication(p)) => What::Publication { at: p.at, manifest: p.manifest },
             Ok(Entry::Other(number)) => What::Other { number },
             Err(error) => {
@@ -144,6 +154,8 @@ pub(super) struct Table {
     path: PathBuf,
     file: File,
     len: u64,
+    /// The first entry of each period, by start and length: its hash.
+    periods: HashMap<(u64, u64), String>,
 }
 
 impl Table {
@@ -157,13 +169,14 @@ impl Table {
         let mut options = OpenOptions::new();
         let opened = options.create(true).read(true).append(true).mode(0o600).open(&path);
         let file = opened.map_err(err("open"))?;
-        let (mut len, mut good) = (0, 0);
+        let (mut len, mut good, mut periods) = (0, 0, HashMap::new());
         for read in Rows::new(&file) {
             let (row, end) = read.map_err(err("read"))?;
             if row.index != len || len >= size {
                 break;
             }
             (len, good) = (len + 1, end);
+            contradicts(&mut periods, &row.what);
         }
         let there = file.metadata().map_err(err("inspect"))?.len();
         if there > good {
@@ -173,12 +186,17 @@ impl Table {
             );
             file.set_len(good).and_then(|()| file.sync_all()).map_err(err("truncate"))?;
         }
-        Ok(Table { path, file, len })
+        Ok(Table { path, file, len, periods })
     }
 
     /// The number of entries.
     pub(super) fn len(&self) -> u64 {
         self.len
+    }
+
+    /// Whether an earlier entry claims something else for the same period.
+    pub(super) fn contradicts(&mut self, what: &What) -> bool {
+        contradicts(&mut self.periods, what)
     }
 
     /// Appends rows; they are synced to disk when this returns.
@@ -192,6 +210,19 @@ impl Table {
         written.map_err(|source| TableError { doing: "write", path: self.path.clone(), source })?;
         self.len += rows.len() as u64;
         Ok(())
+    }
+}
+
+fn contradicts(periods: &mut HashMap<(u64, u64), String>, what: &What) -> bool {
+    let What::Period { start, length, hash } = what else { return false };
+    match periods.get(&(*start, *length)) {
+        Some(first) => first != hash,
+        None => {
+            if periods.len() < MAX_PERIODS {
+                periods.insert((*start, *length), hash.clone());
+            }
+            false
+        }
     }
 }
 

@@ -1,0 +1,212 @@
+//! Reports of nodes, and what the authority logs and proves.
+
+use serde_json::{Value, json};
+use wiretight::authority::LoggedPeriod;
+use wiretight::proof;
+use wiretight_keys::claims::{HOUR as LENGTH, MeshPeriod, Modes, NodeCount};
+use wiretight_keys::logged::Entry;
+use wiretight_proxy::clock::now;
+use wiretight_scan::judge::Level;
+use wiretight_scan::passive::Grade;
+use wiretight_scan::passive::totals::{Count, Hour, Kind, Sum, Way};
+use wiretight_store::update;
+use wiretight_tlog::Hash;
+use wiretight_tlog::tree::{verify_consistency, verify_inclusion};
+
+use super::*;
+
+fn hour(start: u64, bytes: u64) -> Hour {
+    let kind =
+        Kind { way: Way::Out, level: Level::Strong, grade: Grade::Seen, protocol: "tls".into() };
+    let mut sum = Sum::default();
+    sum.add(kind, Count { connections: 1, bytes });
+    Hour { start, watched_seconds: 3600, totals: sum.totals() }
+}
+
+fn report(report: Value) -> Value {
+    json!({ "type": "report", "request": 3, "report": report })
+}
+
+/// A node without its agent: the tests speak for it.
+async fn puppet(
+    world: &World,
+    authority: &AuthorityHandle,
+    node: &str,
+) -> Arc<rustls::ClientConfig> {
+    let joined = world.joined(authority, node, &[]).await;
+    joined.agent.shutdown().await;
+    let own = id(&format!("node/{node}"));
+    client_config(&joined.mesh, own, authority_id(), ALPN_CONTROL).unwrap()
+}
+
+#[tokio::test]
+async fn a_report_is_kept_for_its_node_and_a_bad_one_changes_nothing() {
+    let world = World::new();
+    let authority = world.authority().await;
+    let (a, b) = (puppet(&world, &authority, "a").await, puppet(&world, &authority, "b").await);
+    let row = json!({
+        "server": "10.0.0.5:5432", "transport": "tcp", "protocol": "postgres", "level": "plaintext",
+        "flows": 3, "bytes": [10, 20], "first": "2026-11-30T10:00:00Z", "last": "2026-11-30T11:00:00Z",
+        "grade": "seen", "clients": ["10.0.0.7"], "more_clients": false, "programs": [], "seen": [],
+        "more_seen": false, "reasons": [], "profiles": {},
+    });
+    let good = json!({
+        "version": "0.1.0", "mode": "strict", "mode_since": 5, "watching": true,
+        "exceptions": [{ "kind": "pass", "what": "udp 10.0.0.9:514" }, { "kind": 7 }],
+        "rows": [row],
+    });
+    assert!(
+        exchange(&authority, &a, &report(good.clone())).await.contains(r#""kept","request":3"#)
+    );
+    let known = authority.reports()[&name("a")].clone();
+    let kept = known.report.unwrap();
+    assert_eq!((&*kept.version, kept.watching, kept.rows.good.len()), ("0.1.0", true, 1));
+    // One exception could not be read. It is not forgotten.
+    assert_eq!((kept.exceptions.good.len(), kept.more_exceptions), (1, 1));
+    assert!(known.at.unwrap().abs_diff(now()) < 60);
+
+    let with = |name: &str, value: Value| {
+        let mut changed = good.clone();
+        changed[name] = value;
+        report(changed)
+    };
+    let many: Vec<Value> = (0..65).map(|_| good["exceptions"][0].clone()).collect();
+    for bad in [
+        with("version", "\u{1b}[2J".into()),
+        with("version", "".into()),
+        with("exceptions", many.into()),
+        with("exceptions", json!([{ "kind": "pass", "what": "a\nb" }])),
+        with("rows", vec![row.clone(); 129].into()),
+        with("rows", json!([with_programs(&row, &"x".repeat(70_000))])),
+    ] {
+        let said = exchange(&authority, &a, &bad).await;
+        assert!(said.contains(r#""bad_request""#), "{said}");
+    }
+    assert_eq!(authority.claims_status().reports_rejected, 6);
+    // Nobody else is affected, and no node speaks for another.
+    assert!(
+        exchange(&authority, &b, &report(json!({ "version": "0.0.9" }))).await.contains("kept")
+    );
+    assert_eq!(authority.reports()[&name("a")].report.as_ref(), Some(&kept));
+    // It may not report all the time.
+    let mut said = String::new();
+    for _ in 0..20 {
+        said = exchange(&authority, &a, &with("mode_since", 6.into())).await;
+    }
+    assert!(said.contains(r#""busy""#), "{said}");
+
+    // After a restart the rows are missing until the node sends them again.
+    let authority = world.restart(authority).await;
+    let reports = authority.reports();
+    let kept = reports[&name("a")].report.as_ref().unwrap();
+    assert_eq!((kept.exceptions.good.len(), kept.more_exceptions), (1, 1));
+    assert_eq!((kept.rows.good.len(), reports[&name("a")].last_hour), (0, None));
+    assert_eq!(&*reports[&name("b")].report.as_ref().unwrap().version, "0.0.9");
+    authority.remove_node(name("a")).await.unwrap();
+    assert!(!authority.reports().contains_key(&name("a")));
+    let stored = world.store.list("report/").await.unwrap().0;
+    assert_eq!(stored.iter().map(|e| e.key.as_str()).collect::<Vec<_>>(), ["report/b"]);
+}
+
+fn with_programs(row: &Value, program: &str) -> Value {
+    let mut row = row.clone();
+    row["programs"] = json!([program]);
+    row
+}
+
+/// The claims in the log, with their indexes.
+async fn in_log(authority: &AuthorityHandle) -> Vec<LoggedPeriod> {
+    let entries = authority.log().bundle(0).await.unwrap();
+    let period = |(index, entry): (u64, Vec<u8>)| match Entry::parse(&entry) {
+        Ok(Entry::Period(period)) => Some(LoggedPeriod { index, period: *period }),
+        _ => None,
+    };
+    (0..).zip(entries).filter_map(period).collect()
+}
+
+async fn until_logged(authority: &AuthorityHandle) {
+    until_async("the hour is logged", || async {
+        authority.claims_status().logged_until.is_some()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_last_hour_is_logged_once_the_nodes_that_watch_have_sent_it_and_is_proved() {
+    // The test is about one hour.
+    let left = 3600 - now() % 3600;
+    if left < 60 {
+        sleep(Duration::from_secs(left + 1)).await;
+    }
+    let mut world = World::new();
+    world.times.late = HOUR;
+    let authority = world.authority().await;
+    let last = now() / LENGTH * LENGTH - LENGTH;
+    let a = puppet(&world, &authority, "a").await;
+    let _silent = puppet(&world, &authority, "silent").await;
+    // An older node sends totals and no reports.
+    let old = world.joined(&authority, "old", &[]).await;
+    assert!(old.agent.totals(hour(last - LENGTH, 1)).await.unwrap());
+    let strict = json!({ "version": "0.1.0", "mode": "strict", "watching": true });
+    assert!(exchange(&authority, &a, &report(strict)).await.contains("kept"));
+    // The authority ran in the last hour, and starts again.
+    let addr = authority.local_addr();
+    authority.shutdown().await;
+    let running = Key::new("claims/running").unwrap();
+    let value = last.to_string().into_bytes();
+    update(&*world.store, &running, |_| Ok::<_, wiretight_store::Error>(Some(value.clone())))
+        .await
+        .unwrap();
+    let authority = world.authority_at(addr).await.unwrap();
+    // Its stream was closed; it makes a new one.
+    until_async("the older node sends the hour", || async {
+        old.agent.totals(hour(last, 100)).await.is_ok_and(|kept| kept)
+    })
+    .await;
+    assert_eq!(authority.claims_status().logged, 0, "node a has not sent it");
+    let totals = |bytes| {
+        let hours = [serde_json::to_value(hour(last, bytes)).unwrap()];
+        json!({ "type": "totals", "request": 4, "hours": hours })
+    };
+    assert!(exchange(&authority, &a, &totals(1000)).await.contains("kept"));
+    until_logged(&authority).await;
+
+    let facts = proof::collect(&authority, last, last + LENGTH).await.unwrap();
+    let [LoggedPeriod { index, period }] = &facts.periods[..] else { panic!("{facts:?}") };
+    assert_eq!((period.start, period.length, facts.since), (last, LENGTH, Some(last)));
+    assert_eq!(period.nodes, NodeCount { members: 3, reported: 2 });
+    assert_eq!((period.watched_seconds, period.levels.strong.bytes), (7200, 1100));
+    assert_eq!(period.modes, Modes { strict: 1, none: 2, ..Modes::default() });
+    assert_eq!(in_log(&authority).await, facts.periods);
+    let of = |node: &str| facts.nodes.iter().find(|n| n.name == name(node)).unwrap();
+    assert_eq!((of("a").last_hour, of("a").connected), (Some(last), false));
+    assert_eq!((of("old").connected, of("old").report.is_none()), (true, true));
+    assert_eq!((of("silent").last_hour, of("silent").reported_at), (None, None));
+    assert_eq!(facts.keys[0].name, "root");
+    assert_eq!(facts.keys.last().unwrap().fingerprint, authority.log().key().to_string());
+
+    // The proofs.
+    let policy = authority.log().policy();
+    let proven = authority.prove(&[*index], &[1, *index]).await.unwrap();
+    let checkpoint = policy.witnessed(&proven.checkpoint).unwrap().checkpoint().clone();
+    let (leaf, size) = (Hash::leaf(&period.entry()), checkpoint.size);
+    verify_inclusion(leaf, *index, size, &proven.inclusion[0], checkpoint.root).unwrap();
+    assert!(verify_inclusion(leaf, 0, size, &proven.inclusion[0], checkpoint.root).is_err());
+    assert_eq!(proven.consistency.len(), 2);
+    let why = authority.prove(&[size], &[]).await.unwrap_err();
+    assert!(format!("{why:?}").contains("NotPublished"), "{why:?}");
+    let published = authority.publish(b"manifest", size).await.unwrap();
+    let leaf = Hash::leaf(&published.publication.entry());
+    let newer = published.proof.verify(&policy, leaf).unwrap().checkpoint().clone();
+    assert_eq!(published.publication.manifest, hex(Hash::of(b"manifest").as_bytes()));
+    let roots = ((size, checkpoint.root), (newer.size, newer.root));
+    verify_consistency(roots.0, roots.1, &published.consistency).unwrap();
+
+    // What arrives later is not claimed, also after a restart.
+    assert!(exchange(&authority, &a, &totals(5)).await.contains("kept"));
+    let authority = world.restart(authority).await;
+    assert_eq!(authority.claims(0, u64::MAX).await.unwrap(), facts.periods);
+    assert_eq!(in_log(&authority).await, facts.periods);
+    assert_eq!(authority.claims_status().logged_until, Some(last + LENGTH));
+    assert!(MeshPeriod::parse(&facts.periods[0].period.entry()[2..]).is_ok());
+}
