@@ -266,8 +266,11 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
-        Err(e) if e.is_panic() => panic::resume_unwind(e.into_panic()),
-        Err(_) => Err(Error::Closed),
+        Err(failed) => match failed.try_into_panic() {
+            Ok(panicked) => panic::resume_unwind(panicked),
+            // The runtime is ending.
+            Err(_) => Err(Error::Closed),
+        },
     }
 }
 

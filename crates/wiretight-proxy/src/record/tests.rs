@@ -33,6 +33,12 @@ impl Secrets for Known {
     }
 }
 
+impl Records {
+    pub(crate) fn accepts_tickets(&self) -> bool {
+        self.secrets.peer_is_server()
+    }
+}
+
 fn end(make: fn(AeadKey, Iv) -> ConnectionTrafficSecrets, is_client: bool) -> Records {
     let known = Known { make, is_client, made: [0; 2] };
     let keys =

@@ -133,13 +133,21 @@ fn we_interoperate_with_rustls_with_each_cipher_on_both_sides() {
             let connect = |to| echo_by_rustls!(stranger.connect(to).unwrap());
             let (mut stream, agreed, peer) = accepted(&ca, connect).await;
             assert_eq!(agreed.negotiated.suite, suite.suite());
+            assert!(
+                !stream.tls.borrow().records.accepts_tickets(),
+                "clients send no session tickets"
+            );
             echoes(&mut stream, 10_000).await;
             drop(stream);
             peer.join().unwrap();
         });
     }
     let server = rig::tls::server(ca.issue("service/db", 60), true, |tls| echo_by_rustls!(tls));
-    run(async { echoes(&mut connected(&ca, server).await, 10_000).await });
+    run(async {
+        let mut stream = connected(&ca, server).await;
+        assert!(stream.tls.borrow().records.accepts_tickets());
+        echoes(&mut stream, 10_000).await;
+    });
 }
 
 #[test]

@@ -1,20 +1,26 @@
-//! Totals: how many connections and bytes there were, by direction, level, evidence and protocol. Bounded, so that a node
-//! can keep and send one for each hour.
+//! Totals: how many connections and bytes there were, by direction, level, evidence and protocol, and what encrypted ones
+//! had negotiated. Bounded, so that a node can keep and send one for each hour.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::Grade;
+use super::{Grade, Seen};
 use crate::judge::Level;
 
 /// The most [`Share`]s in [`Totals`].
 pub const MAX_SHARES: usize = 256;
 /// The longest name of a protocol, in bytes.
 pub const MAX_PROTOCOL: usize = 32;
-/// The protocol of shares that were merged because there were too many.
+/// The most [`AlgorithmShare`]s in [`Totals`].
+pub const MAX_ALGORITHMS: usize = 64;
+/// The longest name of a version or algorithm, in bytes.
+pub const MAX_ALGORITHM: usize = 48;
+/// The name of what was merged because there was too much.
 pub const OTHER: &str = "other";
+/// The name of an algorithm that is not visible.
+pub const UNKNOWN: &str = "unknown";
 
 /// Where a flow went, as seen from this machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -77,6 +83,69 @@ pub struct Share {
     pub count: Count,
 }
 
+/// What the flows of a share were encrypted with.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Algorithm {
+    /// As in [`Sealed::version`](super::Sealed::version); the protocol, if its version is not visible.
+    pub version: Cow<'static, str>,
+    pub key_exchange: Cow<'static, str>,
+    pub cipher: Cow<'static, str>,
+    /// Whether the key exchange resists quantum computers. Not known counts as no.
+    pub post_quantum: bool,
+}
+
+impl Algorithm {
+    /// What was negotiated; `None` if it is not encrypted.
+    pub fn of(seen: &Seen) -> Option<Self> {
+        if seen.level <= Level::Plaintext {
+            return None;
+        }
+        let name = |name: Option<&Cow<'static, str>>| match name {
+            Some(name) if !name.is_empty() => plain(name),
+            _ => UNKNOWN.into(),
+        };
+        let sealed = seen.sealed.as_deref();
+        let version = sealed.map(|s| &s.version).filter(|version| !version.is_empty());
+        Some(Self {
+            version: name(version.or(Some(&seen.protocol))),
+            key_exchange: name(sealed.and_then(|s| s.group.as_ref())),
+            cipher: name(sealed.and_then(|s| s.suite.as_ref())),
+            post_quantum: sealed.and_then(|s| s.post_quantum).unwrap_or(false),
+        })
+    }
+
+    fn names(&self) -> [&Cow<'static, str>; 3] {
+        [&self.version, &self.key_exchange, &self.cipher]
+    }
+}
+
+/// The name of an algorithm without the domain of its author, as in `aes256-gcm@openssh.com`: such names come from the
+/// network, and totals are published.
+fn plain(name: &Cow<'static, str>) -> Cow<'static, str> {
+    let name = match name.contains('@') {
+        false => name.clone(),
+        true => {
+            let parts = name.split(", ").map(|part| part.split('@').next().unwrap_or_default());
+            parts.collect::<Vec<_>>().join(", ").into()
+        }
+    };
+    if is_algorithm(&name) { name } else { OTHER.into() }
+}
+
+fn is_algorithm(name: &str) -> bool {
+    let printable = |b: u8| b == b' ' || b.is_ascii_graphic();
+    !name.is_empty() && name.len() <= MAX_ALGORITHM && name.bytes().all(printable)
+}
+
+/// Encrypted flows that crossed a network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AlgorithmShare {
+    #[serde(flatten)]
+    pub algorithm: Algorithm,
+    #[serde(flatten)]
+    pub count: Count,
+}
+
 /// What was not attributed to a flow. It counts as `unknown`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -105,6 +174,9 @@ impl Gaps {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Totals {
     pub shares: Vec<Share>,
+    /// Of the encrypted shares that crossed a network. Nodes with an earlier release send none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub algorithms: Vec<AlgorithmShare>,
     #[serde(default)]
     pub gaps: Gaps,
 }
@@ -162,6 +234,10 @@ pub enum InvalidTotals {
     Twice,
     #[error("a flow is called encrypted without evidence")]
     NoEvidence,
+    #[error("more than {MAX_ALGORITHMS} algorithms, the same twice, or an invalid name")]
+    Algorithms,
+    #[error("more was negotiated than is encrypted")]
+    MoreNegotiated,
 }
 
 impl Hour {
@@ -200,7 +276,26 @@ impl Totals {
                 return Err(InvalidTotals::Twice);
             }
         }
-        Ok(())
+        self.check_algorithms()
+    }
+
+    fn check_algorithms(&self) -> Result<(), InvalidTotals> {
+        let mut known = std::collections::BTreeSet::new();
+        let mut negotiated = Count::default();
+        for AlgorithmShare { algorithm, count } in &self.algorithms {
+            let valid = algorithm.names().into_iter().all(|name| is_algorithm(name));
+            if !valid || !known.insert(algorithm) || known.len() > MAX_ALGORITHMS {
+                return Err(InvalidTotals::Algorithms);
+            }
+            negotiated.add(*count);
+        }
+        let mut encrypted = Count::default();
+        let is_encrypted =
+            |s: &&Share| s.kind.way.crosses_network() && s.kind.level > Level::Plaintext;
+        self.shares.iter().filter(is_encrypted).for_each(|s| encrypted.add(s.count));
+        let fits =
+            negotiated.bytes <= encrypted.bytes && negotiated.connections <= encrypted.connections;
+        if fits { Ok(()) } else { Err(InvalidTotals::MoreNegotiated) }
     }
 
     /// Connections and bytes that crossed a network, by level.
@@ -221,6 +316,7 @@ impl Totals {
 #[derive(Debug, Clone, Default)]
 pub struct Sum {
     shares: BTreeMap<Kind, Count>,
+    algorithms: BTreeMap<Algorithm, Count>,
     pub gaps: Gaps,
 }
 
@@ -238,9 +334,24 @@ impl Sum {
         }
     }
 
+    /// Adds to an algorithm. The same flows must be added to their kind, and cross a network.
+    pub fn add_algorithm(&mut self, algorithm: Algorithm, count: Count) {
+        if count.is_empty() {
+            return;
+        }
+        self.algorithms.entry(algorithm).or_default().add(count);
+        if self.algorithms.len() > 16 * MAX_ALGORITHMS {
+            let merged = self.merged_algorithms();
+            self.algorithms = merged.into_iter().map(|s| (s.algorithm, s.count)).collect();
+        }
+    }
+
     pub fn add_all(&mut self, totals: &Totals) {
         for share in &totals.shares {
             self.add(share.kind.clone(), share.count);
+        }
+        for share in &totals.algorithms {
+            self.add_algorithm(share.algorithm.clone(), share.count);
         }
         self.gaps.add(totals.gaps);
     }
@@ -273,7 +384,38 @@ impl Sum {
             shares = merged.into_iter().map(|(kind, count)| Share { kind, count }).collect();
             shares.sort_by_key(most_first);
         }
-        Totals { shares, gaps: self.gaps }
+        Totals { shares, algorithms: self.merged_algorithms(), gaps: self.gaps }
+    }
+
+    /// The algorithms with the most bytes first. Those with the fewest are merged if there are too many: their names become
+    /// [`OTHER`], and whether they are post-quantum is kept.
+    fn merged_algorithms(&self) -> Vec<AlgorithmShare> {
+        let share = |(algorithm, count): (&Algorithm, &Count)| AlgorithmShare {
+            algorithm: algorithm.clone(),
+            count: *count,
+        };
+        let most_first =
+            |s: &AlgorithmShare| std::cmp::Reverse((s.count.bytes, s.count.connections));
+        let mut shares: Vec<AlgorithmShare> = self.algorithms.iter().map(share).collect();
+        shares.sort_by_key(most_first);
+        if shares.len() > MAX_ALGORITHMS {
+            let mut merged: BTreeMap<Algorithm, Count> = BTreeMap::new();
+            // Two remain for the others, with and without a post-quantum key exchange.
+            for (n, AlgorithmShare { mut algorithm, count }) in shares.into_iter().enumerate() {
+                if n >= MAX_ALGORITHMS - 2 {
+                    algorithm = Algorithm {
+                        version: OTHER.into(),
+                        key_exchange: OTHER.into(),
+                        cipher: OTHER.into(),
+                        ..algorithm
+                    };
+                }
+                merged.entry(algorithm).or_default().add(count);
+            }
+            shares = merged.iter().map(share).collect();
+            shares.sort_by_key(most_first);
+        }
+        shares
     }
 }
 
@@ -288,6 +430,7 @@ fn valid(mut kind: Kind) -> Kind {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::passive::Sealed;
 
     fn kind(way: Way, level: Level, protocol: &str) -> Kind {
         let grade = if level == Level::Unknown { Grade::Unknown } else { Grade::Seen };
@@ -296,6 +439,15 @@ mod tests {
 
     fn bytes(bytes: u64) -> Count {
         Count { connections: 1, bytes }
+    }
+
+    fn algorithm(version: &str, post_quantum: bool) -> Algorithm {
+        Algorithm {
+            version: version.to_owned().into(),
+            key_exchange: "X25519MLKEM768".into(),
+            cipher: UNKNOWN.into(),
+            post_quantum,
+        }
     }
 
     #[test]
@@ -334,6 +486,66 @@ mod tests {
     }
 
     #[test]
+    fn many_algorithms_are_merged_and_post_quantum_is_kept() {
+        let mut sum = Sum::default();
+        let mut post_quantum = Count::default();
+        for n in 0..5000u64 {
+            let of = algorithm(&format!("v{n}"), n % 3 == 0);
+            sum.add(kind(Way::In, Level::Strong, "tls"), bytes(n));
+            sum.add_algorithm(of.clone(), bytes(n));
+            if of.post_quantum {
+                post_quantum.add(bytes(n));
+            }
+        }
+        let mut twice = Sum::default();
+        twice.add_all(&sum.totals());
+        let hour = Hour { start: 0, watched_seconds: 0, totals: twice.totals() };
+        hour.check().unwrap();
+        let all = &hour.totals.algorithms;
+        assert_eq!((all.len(), &*all[0].algorithm.version), (MAX_ALGORITHMS, OTHER));
+        let mut counted = [Count::default(); 2];
+        for share in all {
+            counted[usize::from(share.algorithm.post_quantum)].add(share.count);
+        }
+        assert_eq!(counted[1], post_quantum);
+        assert_eq!(counted[0].bytes + counted[1].bytes, (0..5000).sum::<u64>());
+    }
+
+    #[test]
+    fn algorithms_are_those_of_encrypted_flows_and_name_no_domain() {
+        let seen = |level, sealed: Option<Sealed>| Seen {
+            protocol: "ssh".into(),
+            level,
+            grade: Grade::Seen,
+            evidence: "a test".into(),
+            starttls: None,
+            sealed: sealed.map(Box::new),
+        };
+        let sealed = Sealed {
+            version: "SSH 2.0".into(),
+            suite: Some("aes256-ctr, hmac-sha2-256-etm@openssh.com".into()),
+            group: Some("sntrup761x25519-sha512@openssh.com".into()),
+            post_quantum: Some(true),
+            ..Sealed::default()
+        };
+        let of = |level| Algorithm::of(&seen(level, Some(sealed.clone())));
+        assert_eq!([of(Level::Unknown), of(Level::Plaintext)], [None, None]);
+        let found = of(Level::Weak).unwrap();
+        assert_eq!(
+            found.names(),
+            ["SSH 2.0", "sntrup761x25519-sha512", "aes256-ctr, hmac-sha2-256-etm"]
+        );
+        assert!(found.post_quantum);
+        let nothing = Algorithm::of(&seen(Level::Acceptable, None)).unwrap();
+        assert_eq!(nothing.names(), ["ssh", UNKNOWN, UNKNOWN]);
+        assert!(!nothing.post_quantum);
+        let long =
+            Sealed { suite: Some("\u{e9}".into()), group: Some("x".repeat(99).into()), ..sealed };
+        let found = Algorithm::of(&seen(Level::Weak, Some(long))).unwrap();
+        assert_eq!((&*found.key_exchange, &*found.cipher), (OTHER, OTHER));
+    }
+
+    #[test]
     fn totals_of_others_are_checked() {
         let share = |kind: Kind| Share { kind, count: bytes(1) };
         let good = Hour {
@@ -341,6 +553,10 @@ mod tests {
             watched_seconds: 3600,
             totals: Totals {
                 shares: vec![share(kind(Way::In, Level::Strong, "tls"))],
+                algorithms: vec![AlgorithmShare {
+                    algorithm: algorithm("TLS 1.3", true),
+                    count: bytes(1),
+                }],
                 gaps: Gaps::default(),
             },
         };
@@ -360,6 +576,31 @@ mod tests {
         }
         let unseen = |h: &mut Hour| h.totals.shares[0].kind.grade = Grade::Unknown;
         assert_eq!(with(&unseen), InvalidTotals::NoEvidence);
+        let no_algorithm = |change: &dyn Fn(&mut AlgorithmShare)| {
+            with(&|h: &mut Hour| change(&mut h.totals.algorithms[0]))
+        };
+        for name in ["", "\u{1b}[2J", &"x".repeat(49)] {
+            let named = |s: &mut AlgorithmShare| s.algorithm.cipher = name.to_owned().into();
+            assert_eq!(no_algorithm(&named), InvalidTotals::Algorithms, "{name:?}");
+        }
+        let more = [Count { connections: 1, bytes: 2 }, Count { connections: 2, bytes: 1 }];
+        for count in more {
+            assert_eq!(no_algorithm(&|s| s.count = count), InvalidTotals::MoreNegotiated);
+        }
+        // What does not cross a network, or is not encrypted, negotiates nothing.
+        let here = |h: &mut Hour| h.totals.shares[0].kind.way = Way::Loopback;
+        let plain = |h: &mut Hour| h.totals.shares[0].kind.level = Level::Plaintext;
+        assert_eq!([with(&here), with(&plain)], [InvalidTotals::MoreNegotiated; 2]);
+        let twice = |h: &mut Hour| h.totals.algorithms = vec![h.totals.algorithms[0].clone(); 2];
+        assert_eq!(with(&twice), InvalidTotals::Algorithms);
+        let many = |h: &mut Hour| {
+            let share = |n: usize| AlgorithmShare {
+                algorithm: algorithm(&format!("v{n}"), false),
+                count: Count::default(),
+            };
+            h.totals.algorithms = (0..=MAX_ALGORITHMS).map(share).collect();
+        };
+        assert_eq!(with(&many), InvalidTotals::Algorithms);
         let many = |h: &mut Hour| {
             let named = |n: usize| share(kind(Way::In, Level::Strong, &format!("p{n}")));
             h.totals.shares = (0..=MAX_SHARES).map(named).collect();

@@ -17,6 +17,7 @@ use wiretight_scan::passive::totals::Period;
 
 use crate::agent::AgentStatus;
 use crate::authority::{ClaimsStatus, NodeInfo, PendingToken};
+use crate::control::report::Exception;
 use crate::intercept::{InterceptStatus, TrialStatus};
 use crate::log::sequencer::LogStatus;
 use crate::sandbox::Sandbox;
@@ -315,6 +316,9 @@ pub struct Status {
     /// The state of transparent interception, if it is configured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub intercept: Option<InterceptStatus>,
+    /// What the configuration lets through unencrypted, with its `[[exception]]`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exceptions: Vec<Exception>,
     /// What flows, and how much of it is encrypted, if `[watch]` is configured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub watch: Option<WatchStatus>,

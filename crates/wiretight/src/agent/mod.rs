@@ -36,6 +36,7 @@ use wiretight_proxy::network::HostPort;
 use wiretight_scan::passive::totals::Hour;
 
 use crate::config::Config;
+use crate::control::report::NodeReport;
 use crate::control::{Denial, Offer};
 use crate::log;
 use crate::private_dir::FileError;
@@ -329,6 +330,11 @@ impl AgentHandle {
     /// Sends totals to the authority. Returns whether it has stored them; if not, it will never accept them.
     pub async fn totals(&self, hour: Hour) -> Result<bool, AgentError> {
         self.ask(|reply| Command::Totals(Box::new(hour), reply)).await
+    }
+
+    /// Sets the report about this node, which the authority gets as soon as there is a stream, and on each new one.
+    pub async fn report(&self, report: NodeReport) {
+        let _ = self.commands.send(Command::Report(Box::new(report))).await;
     }
 
     /// Has a certificate request (DER) signed. For `wiretight svid fetch`, which keeps the key. Returns leaf and

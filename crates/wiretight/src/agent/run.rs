@@ -4,6 +4,7 @@
 mod enter;
 mod errands;
 mod renew;
+mod report;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
@@ -26,11 +27,13 @@ use super::shared::{Errand, Errands};
 use super::state::{Disk, Membership, Saved, contact_interval};
 use super::{AgentParams, AgentStatus, AgentTimes, IdentityStatus, Instance, is_ready, membership};
 use crate::clock::{Steps, uptime};
+use crate::control::report::NodeReport;
 use crate::control::{
     Blob, Code, ControlError, Denial, FromAuthority, FromNode, MAX_SIGN, Offer, Reader, State,
 };
 use crate::private_dir::FileError;
 use errands::Sharing;
+use report::Reported;
 
 /// Open certificate requests at a time, if the authority does not say how many it accepts.
 const IN_FLIGHT: usize = 4;
@@ -57,6 +60,8 @@ pub(super) enum Command {
     Sign(Vec<u8>, Reply<Chain>),
     /// Totals for the authority. The reply is whether it has them; if not, it will never take them.
     Totals(Box<Hour>, Reply<bool>),
+    /// The node's report, from now on.
+    Report(Box<NodeReport>),
 }
 
 /// Why there is no stream, or it has ended.
@@ -125,6 +130,7 @@ enum Pending {
     Renew { id: Id, key: SigningKey },
     Fetch(Reply<Chain>),
     Totals(Reply<bool>),
+    Report,
 }
 
 /// The loop's state.
@@ -152,6 +158,8 @@ pub(super) struct Run {
     /// The authority did not accept the node's certificate: get a new one by rejoining.
     distrusted: bool,
     announced: Vec<Offer>,
+    /// The report about this node, and its number.
+    own_report: Option<(u64, Box<NodeReport>)>,
     /// There are identities that are not in the mesh yet.
     has_new: bool,
     /// The roots and revocations that were last put into the mesh.
@@ -174,6 +182,7 @@ struct Link {
     /// How many open requests the authority accepts.
     most: usize,
     sharing: Sharing,
+    reported: Reported,
     announced: Option<Vec<Offer>>,
     announced_at: Instant,
     local: Option<IpAddr>,
@@ -258,6 +267,7 @@ impl Run {
             removed: false,
             distrusted: false,
             announced: Vec::new(),
+            own_report: None,
             has_new: false,
             bundle: None,
             heard: uptime(),
@@ -413,7 +423,7 @@ impl Run {
                     match pending {
                         Pending::Fetch(reply) => drop(reply.send(Err(why.into()))),
                         Pending::Totals(reply) => drop(reply.send(Err(why.into()))),
-                        Pending::Renew { .. } => {}
+                        Pending::Renew { .. } | Pending::Report => {}
                     }
                 }
                 // In TLS 1.3 the client learns only after the handshake that its certificate was refused.
@@ -446,6 +456,7 @@ impl Run {
             pending: BTreeMap::new(),
             most: IN_FLIGHT,
             sharing: Sharing::default(),
+            reported: Reported::default(),
             announced: None,
             announced_at: Instant::now(),
             local,
@@ -477,6 +488,7 @@ impl Run {
             }
             self.begin_requests(link).await?;
             self.announce(link).await?;
+            self.send_report(link).await?;
             let due = Instant::now() + self.next_due(link);
             let may_share = link.confirmed && link.sharing.has_room();
             tokio::select! {
@@ -587,7 +599,7 @@ impl Run {
                     Some((Pending::Renew { id, key }, _)) => {
                         self.renewed(request, id, key, chain).await;
                     }
-                    Some((Pending::Totals(_), _)) | None => {}
+                    Some((Pending::Totals(_) | Pending::Report, _)) | None => {}
                 }
             }
             FromAuthority::Refused { request: 0, denial } => {
@@ -595,6 +607,7 @@ impl Run {
                 self.report(|s| s.refused = Some(denial));
             }
             FromAuthority::Kept { request } => {
+                link.reported.answered(request);
                 if let Some((Pending::Totals(reply), _)) = link.pending.remove(&request) {
                     let _ = reply.send(Ok(true));
                 }
@@ -609,12 +622,21 @@ impl Run {
                         _ => Err(denial.message),
                     });
                 }
+                Some((Pending::Report, _)) => {
+                    link.reported.answered(request);
+                    tracing::warn!(code = %denial.code, "the authority refuses the report about this node: {denial}");
+                }
                 Some((Pending::Fetch(reply), _)) => drop(reply.send(Err(denial.message))),
                 Some((Pending::Renew { id, .. }, _)) => self.not_renewed(&id, denial.message),
                 None => link.sharing.refused(request, &denial.message),
             },
             FromAuthority::Error(denial) => {
                 if denial.code == Code::UnknownType {
+                    if link.reported.unknown_type() {
+                        link.pending.retain(|_, (p, _)| !matches!(p, Pending::Report));
+                        tracing::debug!("the authority is older and takes no reports");
+                        return Ok(());
+                    }
                     link.sharing.unknown_type();
                     link.forget_totals();
                 }
@@ -726,6 +748,7 @@ impl Run {
     async fn command(&mut self, command: Command) {
         match command {
             Command::Update(params) => self.update(*params).await,
+            Command::Report(report) => self.take_report(report),
             Command::Totals(_, reply) => {
                 let _ = reply.send(Err("there is no connection to the authority".into()));
             }

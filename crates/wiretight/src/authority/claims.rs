@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{sleep, timeout};
 use wiretight_keys::Name;
 use wiretight_keys::claims::{
-    Amount, DAY, HOUR, Levels, MeshPeriod, Protocol, Publication, Release,
+    Algorithm, Amount, DAY, HOUR, Levels, MeshPeriod, Protocol, Publication, Release,
 };
 use wiretight_proxy::clock::now;
 use wiretight_proxy::intercept::rules::Mode;
@@ -475,6 +475,19 @@ fn add(hour: &mut MeshPeriod, totals: &Totals) {
         hour.protocols.push(Protocol {
             protocol: share.kind.protocol.to_string(),
             level: share.kind.level.to_string(),
+            amount: of,
+        });
+    }
+    for share in &totals.algorithms {
+        let (of, negotiated) = (amount(share.count), &share.algorithm);
+        if negotiated.post_quantum {
+            hour.post_quantum.add(of);
+        }
+        hour.algorithms.push(Algorithm {
+            version: negotiated.version.to_string(),
+            key_exchange: negotiated.key_exchange.to_string(),
+            cipher: negotiated.cipher.to_string(),
+            post_quantum: negotiated.post_quantum,
             amount: of,
         });
     }

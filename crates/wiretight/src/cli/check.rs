@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use serde_json::json;
+use wiretight_proxy::clock::now;
 
 use super::{Output, Where};
 use crate::config::{Config, ConfigError, ConfigErrors};
@@ -59,6 +60,7 @@ impl Check {
             Err(errors) => return Err(errors.into()),
         };
         let mut warnings = config.warnings.clone();
+        warnings.extend(config.exception_warnings(now()));
         if let Some(witnesses) = config.witnesses.as_ref().filter(|_| !self.no_files)
             && let Ok(policy) = log::read_policy(&witnesses.policy)
         {

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Args;
+use wiretight_proxy::clock::now;
 use wiretight_proxy::relay::PeerSum;
 use wiretight_scan::judge::Level;
 use wiretight_scan::passive::totals::Count;
@@ -11,6 +12,7 @@ use super::term::{self, Table};
 use super::{Output, Where, plaintext};
 use crate::admin::api::Status as NodeStatus;
 use crate::admin::client::Received;
+use crate::control::report::{Exception, Explanation};
 use crate::log::sequencer::LogStatus;
 use crate::watch::host::WatchStatus;
 
@@ -52,7 +54,8 @@ impl Status {
 
 fn render(status: &NodeStatus) -> String {
     let mut out = head(status);
-    let tables = [identities, services, sites, handshakes, protection, peers, totals, refusals];
+    let tables =
+        [identities, services, sites, exceptions, handshakes, protection, peers, totals, refusals];
     for table in tables.map(|table| table(status)) {
         if !table.is_empty() {
             out += &format!("\n{table}");
@@ -278,6 +281,26 @@ fn sites(status: &NodeStatus) -> Table {
             count(|class| class == 5).to_string(),
             term::size(site.bytes_out),
         ]);
+    }
+    table
+}
+
+/// What is let through unencrypted, and until when that is explained.
+fn exceptions(status: &NodeStatus) -> Table {
+    let mut table = Table::narrow(&["EXCEPTION", "WHAT", "ENDS IN", "OWNER", "REASON"]);
+    for Exception { kind, what, explanation } in &status.exceptions {
+        let mut row = vec![kind.word().to_owned(), what.clone()];
+        row.extend(match explanation {
+            None => [term::bad("not explained"), String::new(), String::new()],
+            Some(Explanation { reason, owner, until }) => {
+                let left = match until.checked_sub(now()) {
+                    Some(left) => term::span(left),
+                    None => term::bad("expired"),
+                };
+                [left, owner.clone(), reason.clone()]
+            }
+        });
+        table.row(row);
     }
     table
 }

@@ -15,12 +15,13 @@ use wiretight_proxy::relay::settings::{DialSettings, RelaySettings, ServiceSetti
 
 use super::across::Across;
 use super::edge::read_edge;
+use super::exception::read_exceptions;
 use super::intercept::read_intercept;
 use super::limits;
 use super::report::{Complaint, Report, bare, not_toml};
 use super::section::{
-    ACME_SERVER, AUTHORITY, DIAL, INTERCEPT, LOG, Located, NODE, SERVICE, Section, Setting, WATCH,
-    WITNESSES, many, one, unknown_at_top,
+    ACME_SERVER, AUTHORITY, DIAL, EXCEPTION, INTERCEPT, LOG, Located, NODE, SERVICE, Section,
+    Setting, WATCH, WITNESSES, many, one, unknown_at_top,
 };
 use super::value::*;
 use super::watch::read_watch;
@@ -93,6 +94,8 @@ pub(super) fn read_document(report: &mut Report<'_>, text: &str) -> Option<Confi
     let intercept = intercept
         .and_then(|section| read_intercept(report, section, this_node.as_ref(), &mut across));
     let (intercept, redirected) = intercept.unzip();
+    let exceptions = many(report, &mut root, &EXCEPTION);
+    let exceptions = read_exceptions(report, exceptions, intercept.as_ref());
     let watch = one(report, &mut root, &WATCH).map(|section| read_watch(report, section));
     let acme_server = one(report, &mut root, &ACME_SERVER)
         .map(|section| read_acme_server(report, section, across.authority_line, &mut across));
@@ -123,6 +126,7 @@ pub(super) fn read_document(report: &mut Report<'_>, text: &str) -> Option<Confi
         acme_server,
         relay: RelaySettings { services, dials, intercept: redirected },
         intercept,
+        exceptions,
         watch,
         edge,
         site_certificates,

@@ -15,6 +15,7 @@ mod certificates;
 mod document;
 mod edge;
 mod edit;
+mod exception;
 mod intercept;
 mod limits;
 mod report;
@@ -45,6 +46,7 @@ pub use certificates::{
 pub(crate) use certificates::{acme_socket, reserved};
 use document::read_document;
 pub(crate) use edit::ModeEdit;
+pub use exception::{Exception, Subject};
 pub use intercept::Intercept;
 use report::{Complaint, Report};
 pub(crate) use value::parse_duration;
@@ -72,6 +74,8 @@ pub struct Config {
     pub relay: RelaySettings,
     /// `[intercept]`
     pub intercept: Option<Intercept>,
+    /// All `[[exception]]`, in file order.
+    pub exceptions: Vec<Exception>,
     /// `[watch]`
     pub watch: Option<Watch>,
     /// `[edge]` and all `[[site]]`.

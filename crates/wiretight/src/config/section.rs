@@ -186,6 +186,19 @@ pub(super) const INTERCEPT: Shape = Shape {
     ],
 };
 
+pub(super) const EXCEPTION: Shape = Shape {
+    name: "exception",
+    repeats: true,
+    title: "what",
+    keys: &[
+        ("kind", r#""pass""#),
+        ("what", r#""udp out 10.0.0.9 514""#),
+        ("reason", r#""the switches send syslog without TLS""#),
+        ("owner", r#""network team""#),
+        ("until", r#""2027-03-31""#),
+    ],
+};
+
 pub(super) const WATCH: Shape = Shape {
     name: "watch",
     repeats: false,
@@ -193,7 +206,7 @@ pub(super) const WATCH: Shape = Shape {
     keys: &[("interfaces", r#"["eth0"]"#), ("keep", r#""48h""#)],
 };
 
-pub(super) const SHAPES: [&Shape; 12] = [
+pub(super) const SHAPES: [&Shape; 13] = [
     &NODE,
     &AUTHORITY,
     &WITNESSES,
@@ -201,6 +214,7 @@ pub(super) const SHAPES: [&Shape; 12] = [
     &SERVICE,
     &DIAL,
     &INTERCEPT,
+    &EXCEPTION,
     &WATCH,
     &EDGE,
     &SITE,

@@ -16,6 +16,8 @@ const SERVICE_LINES: &str = "[[service]]\nname = \"db\"\nlisten = \"10.0.0.5:743
                              forward = \"127.0.0.1:5432\"\nallow = \"service/web\"";
 const DIAL_LINES: &str = "[[dial]]\nlisten = \"127.0.0.1:5432\"\nservice = \"db\"";
 const INTERCEPT_LINES: &str = "[intercept]\nmode = \"strict\"";
+const EXCEPTION_LINES: &str = "[[exception]]\nkind = \"pass\"\nwhat = \"udp out 10.0.0.9 514\"\n\
+                               reason = \"r\"\nowner = \"o\"\nuntil = \"2027-03-31\"";
 const EDGE_LINES: &str = "[edge]\ntrusted_proxies = [\"10.0.0.0/8\"]";
 const SITE_LINES: &str = "[[site]]\nnames = [\"example.org\"]\nto = \"127.0.0.1:8080\"\n\
                           cert = \"/etc/a.pem\"\nkey = \"/etc/a.key\"";
@@ -398,6 +400,7 @@ fn expand(text: &str) -> String {
         .replace("$SERVICE", SERVICE_LINES)
         .replace("$DIAL", DIAL_LINES)
         .replace("$INTERCEPT", INTERCEPT_LINES)
+        .replace("$EXCEPTION", EXCEPTION_LINES)
         .replace("$EDGE", EDGE_LINES)
         .replace("$SITE", SITE_LINES)
         .replace("$AUTHORITY", AUTHORITY_LINES)
@@ -418,7 +421,7 @@ fn every_error_names_the_place_the_problem_and_the_next_step() {
 #[test]
 fn advice_in_errors_is_valid() {
     let text = expand(
-        "$NODE\n$AUTHORITY\n$WITNESSES\n[log]\npublic = false\n$SERVICE\n$DIAL\n$INTERCEPT\n[watch]\nkeep = \"2h\"\n$EDGE\n$SITE\n$ACME\n$ACME_SERVER",
+        "$NODE\n$AUTHORITY\n$WITNESSES\n[log]\npublic = false\n$SERVICE\n$DIAL\n$INTERCEPT\n$EXCEPTION\n[watch]\nkeep = \"2h\"\n$EDGE\n$SITE\n$ACME\n$ACME_SERVER",
     );
     assert!(parse(&text).is_ok());
     for shape in SHAPES {

@@ -13,6 +13,7 @@ use wiretight_proxy::intercept::rules::{Direction, Mode, Pass, Protocol};
 use wiretight_proxy::network::{Backend, HostPort};
 
 use super::certificates::{AskUrl, AskUrlError, Challenge, MAX_WEB_TTL};
+use super::exception::Subject;
 use super::report::{Complaint, quoted, shown};
 
 /// The lifetime of an SVID: long enough to renew it, short enough to work without revocation lists.
@@ -20,6 +21,8 @@ const SVID_TTL: RangeInclusive<Duration> = Duration::from_secs(10)..=Duration::f
 /// The lifetime of a web certificate; clients renew it when a third is left.
 const KEEP: RangeInclusive<Duration> = Duration::from_secs(3600)..=Duration::from_secs(7 * 86_400);
 const WEB_TTL: RangeInclusive<Duration> = Duration::from_secs(60)..=MAX_WEB_TTL;
+/// The longest `reason` and `owner` of an exception, in bytes.
+const MAX_TEXT: usize = 256;
 /// Longer durations are typos, and could overflow clocks.
 const MAX_DURATION: Duration = Duration::from_secs(365 * 86_400);
 
@@ -288,6 +291,66 @@ pub(super) fn pass(v: &DeValue<'_>) -> Result<Pass, Complaint> {
     let port =
         port.map(|p| p.parse::<u16>().ok().filter(|p| *p > 0).ok_or_else(bad)).transpose()?;
     Ok(Pass { protocol, network, port, direction })
+}
+
+/// Reads `what` of an `[[exception]]`.
+pub(super) type ReadSubject = fn(&DeValue<'_>) -> Result<Subject, Complaint>;
+
+/// `kind` of an `[[exception]]`, which decides what `what` may be.
+pub(super) fn exception_kind(v: &DeValue<'_>) -> Result<ReadSubject, Complaint> {
+    match text(v)? {
+        "pass" => Ok(|v| pass(v).map(Subject::Pass)),
+        "observe" => Ok(|v| peer_or_all(v).map(Subject::Observe)),
+        "permissive" => Ok(|v| peer_or_all(v).map(Subject::Permissive)),
+        "foreign-peer" => Ok(|v| {
+            let advice = "write the addresses of the machines, for example \"203.0.113.9\"";
+            let network = network(v).map_err(|c| Complaint::new(c.problem, advice))?;
+            Ok(Subject::ForeignPeer(network))
+        }),
+        other => Err(Complaint::new(
+            format!("{} is not a kind of exception", quoted(other)),
+            "write \"pass\", \"observe\", \"permissive\" or \"foreign-peer\"",
+        )),
+    }
+}
+
+/// A peer with a mode of its own, or `all`: the mode of all others.
+fn peer_or_all(v: &DeValue<'_>) -> Result<Option<IpAddr>, Complaint> {
+    if v.as_str() == Some("all") {
+        return Ok(None);
+    }
+    let advice = "write an address from that list in [intercept], or \"all\" for mode";
+    address(v).map(Some).map_err(|c| Complaint::new(c.problem, advice))
+}
+
+/// A text for people, on one line.
+pub(super) fn short_text(v: &DeValue<'_>) -> Result<String, Complaint> {
+    let s = text(v)?.trim();
+    match (1..=MAX_TEXT).contains(&s.len()) && !s.contains(char::is_control) {
+        true => Ok(s.to_owned()),
+        false => {
+            Err(Complaint::problem(format!("{} is not a line of 1 to {MAX_TEXT} bytes", quoted(s))))
+        }
+    }
+}
+
+/// The last second of a day (UTC), or a time (RFC 3339), in seconds since 1970.
+pub(super) fn last_second(v: &DeValue<'_>) -> Result<u64, Complaint> {
+    let s = match v {
+        DeValue::Datetime(at) => at.to_string(),
+        v => text(v)?.to_owned(),
+    };
+    let day = |s: &str| {
+        let day = s.parse::<jiff::civil::Date>().ok().filter(|day| day.to_string() == s)?;
+        jiff::tz::Offset::UTC.to_timestamp(day.at(23, 59, 59, 0)).ok()
+    };
+    let at = day(&s).or_else(|| s.parse().ok());
+    at.and_then(|at: jiff::Timestamp| u64::try_from(at.as_second()).ok()).ok_or_else(|| {
+        Complaint::problem(format!(
+            "{} is neither a date nor a time with its zone (RFC 3339)",
+            quoted(&s)
+        ))
+    })
 }
 
 /// A control group (v2), relative to the root. The kernel and nft check it further.

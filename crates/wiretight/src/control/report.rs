@@ -2,6 +2,7 @@
 //! refused by it. Each part is bounded, and readable without the others.
 
 use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 use wiretight_proxy::intercept::rules::Mode;
 use wiretight_scan::passive::summary::Row;
 
@@ -16,6 +17,8 @@ pub const MAX_TEXT: usize = 256;
 const MAX_LINE: usize = 4096;
 /// The largest report, in bytes of JSON.
 pub const MAX_REPORT: usize = 64 << 10;
+/// By how many bytes the two numbers of what is missing may become longer while a report is cut.
+const ROOM: usize = 64;
 /// The longest version, in bytes.
 const MAX_VERSION: usize = 32;
 
@@ -65,6 +68,34 @@ pub enum InvalidReport {
 }
 
 impl NodeReport {
+    /// Cuts it to what may be sent: exceptions that are not explained or end first come first, and rows as they are.
+    pub fn bounded(mut self) -> NodeReport {
+        let exceptions = &mut self.exceptions.good;
+        exceptions.sort_by_key(|e| e.explanation.as_ref().map_or(0, |explained| explained.until));
+        exceptions.iter_mut().for_each(shorten);
+        let rows = std::mem::take(&mut self.rows.good);
+        let length = |value: &NodeReport| serde_json::to_vec(value).map_or(0, |json| json.len());
+        while self.exceptions.good.len() > MAX_EXCEPTIONS || length(&self) + ROOM > MAX_REPORT {
+            if self.exceptions.good.pop().is_none() {
+                break;
+            }
+            self.more_exceptions = self.more_exceptions.saturating_add(1);
+        }
+        let mut left = MAX_REPORT.saturating_sub(length(&self) + ROOM);
+        let all = rows.len();
+        for mut row in rows.into_iter().take(MAX_ROWS) {
+            row.more_seen |= row.seen.len() > 1;
+            row.seen.truncate(1);
+            shorten(&mut row);
+            let needed = 1 + serde_json::to_vec(&row).map_or(MAX_REPORT, |json| json.len());
+            let Some(rest) = left.checked_sub(needed) else { break };
+            left = rest;
+            self.rows.good.push(row);
+        }
+        self.more_rows = self.more_rows.saturating_add((all - self.rows.good.len()) as u64);
+        self
+    }
+
     /// Checks what another machine has sent.
     pub fn check(&self) -> Result<(), InvalidReport> {
         let json = serde_json::to_value(self).unwrap_or_default();
@@ -121,9 +152,30 @@ impl NodeReport {
     }
 }
 
+/// Cuts each text to [`MAX_TEXT`], and replaces what could mislead a reader.
+fn shorten<T: Serialize + for<'a> Deserialize<'a>>(value: &mut T) {
+    fn cut(value: &mut Value) -> bool {
+        match value {
+            Value::String(text) if text.len() > MAX_TEXT || text.contains(is_misleading) => {
+                *text = text.replace(is_misleading, "?");
+                text.truncate(text.floor_char_boundary(MAX_TEXT));
+                true
+            }
+            Value::Array(all) => all.iter_mut().fold(false, |done, value| cut(value) | done),
+            Value::Object(all) => all.values_mut().fold(false, |done, value| cut(value) | done),
+            _ => false,
+        }
+    }
+    let Ok(mut json) = serde_json::to_value(&*value) else { return };
+    if cut(&mut json)
+        && let Ok(short) = serde_json::from_value(json)
+    {
+        *value = short;
+    }
+}
+
 /// Whether no text in it can mislead a terminal or a reader.
-fn all_printable(json: &serde_json::Value) -> bool {
-    use serde_json::Value;
+fn all_printable(json: &Value) -> bool {
     let printable = |text: &str| text.len() <= MAX_LINE && !text.contains(is_misleading);
     match json {
         Value::String(text) => printable(text),
@@ -143,7 +195,7 @@ fn is_misleading(c: char) -> bool {
 
 /// A mode of a later release does not make the report unreadable.
 fn mode<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Mode>, D::Error> {
-    let word = Option::<serde_json::Value>::deserialize(d)?;
+    let word = Option::<Value>::deserialize(d)?;
     Ok(word.and_then(|word| serde_json::from_value(word).ok()))
 }
 
@@ -175,6 +227,19 @@ pub enum ExceptionKind {
     Other,
 }
 
+impl ExceptionKind {
+    /// `kind` of its `[[exception]]`.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::Observe => "observe",
+            Self::Permissive => "permissive",
+            Self::ForeignPeer => "foreign-peer",
+            Self::Other => "other",
+        }
+    }
+}
+
 /// `[[exception]]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Explanation {
@@ -186,6 +251,13 @@ pub struct Explanation {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use wiretight_scan::judge::Level;
+    use wiretight_scan::passive::flow::Record;
+    use wiretight_scan::passive::summary::{By, Flow, Programs, Rows};
+    use wiretight_scan::passive::{Grade, Seen, Transport};
+
     use super::*;
 
     fn report() -> NodeReport {
@@ -255,5 +327,90 @@ mod tests {
         assert_eq!((report.exceptions.unreadable, report.rows.unreadable), (0, 0));
         let again = serde_json::to_string(&report.without_rows()).unwrap();
         assert_eq!(serde_json::from_str::<NodeReport>(&again).unwrap().exceptions.good.len(), 1);
+    }
+
+    fn row(number: u8, evidence: &str) -> Row {
+        let mut rows = Rows::new(By::Pair, 1);
+        for evidence in [evidence, "another"] {
+            let record = Record {
+                transport: Transport::Tcp,
+                client: ([10, 0, 0, number], 0).into(),
+                server: "10.1.0.1:80".parse().unwrap(),
+                first: jiff::Timestamp::UNIX_EPOCH,
+                last: jiff::Timestamp::UNIX_EPOCH,
+                packets: [1, 1],
+                bytes: [u64::MAX / 4, 1],
+                whole: true,
+                seen: Arc::new(Seen {
+                    protocol: "http".into(),
+                    level: Level::Plaintext,
+                    grade: Grade::Seen,
+                    evidence: evidence.to_owned().into(),
+                    starttls: None,
+                    sealed: None,
+                }),
+            };
+            let client: Option<Arc<str>> = Some("x".repeat(600).into());
+            rows.add(&Flow { record, programs: Programs { client, server: None } });
+        }
+        rows.list().remove(0)
+    }
+
+    fn exception(text: &str, until: Option<u64>) -> Exception {
+        let explain = |until| Explanation { reason: text.into(), owner: text.into(), until };
+        Exception { kind: ExceptionKind::Pass, what: text.into(), explanation: until.map(explain) }
+    }
+
+    #[track_caller]
+    fn sent(report: NodeReport) -> (NodeReport, usize) {
+        let report = report.bounded();
+        let json = serde_json::to_vec(&report).unwrap();
+        assert!(json.len() <= MAX_REPORT, "{} bytes", json.len());
+        let read: NodeReport = serde_json::from_slice(&json).unwrap();
+        assert_eq!((&read, read.rows.unreadable), (&report, 0));
+        read.check().unwrap();
+        (report, json.len())
+    }
+
+    #[test]
+    fn a_report_is_cut_until_it_fits_and_says_how_much_is_missing() {
+        let small = NodeReport {
+            version: "0.1.0".into(),
+            rows: vec![row(1, "GET /\u{202e} HTTP/1.1")].into(),
+            exceptions: vec![exception("a", None)].into(),
+            ..NodeReport::default()
+        };
+        let (read, _) = sent(small.clone());
+        assert_eq!((read.more_rows, read.more_exceptions), (0, 0));
+        assert_eq!((read.rows.good.len(), read.exceptions), (1, small.exceptions));
+        let row_of = &read.rows.good[0];
+        assert!(row_of.seen.len() == 1 && row_of.more_seen);
+        assert_eq!(row_of.seen[0].evidence, "GET /? HTTP/1.1");
+        assert_eq!(row_of.programs.iter().map(|p| p.len()).max(), Some(MAX_TEXT));
+
+        let long = "\u{e9}\"".repeat(300);
+        let rows = (0..250).map(|n| row(n, &long)).collect::<Vec<_>>();
+        let many = |n: u64| (0..n).map(|n| exception(&long, (n > 5).then_some(1000 - n)));
+        let large = NodeReport {
+            version: "0.1.0".into(),
+            rows: rows.into(),
+            exceptions: many(100).collect::<Vec<_>>().into(),
+            more_rows: 7,
+            ..NodeReport::default()
+        };
+        let (read, length) = sent(large.clone());
+        assert!(length > MAX_REPORT - 4096, "{length}");
+        let kept = read.exceptions.good.len();
+        assert!(
+            (10..MAX_EXCEPTIONS).contains(&kept) && read.exceptions.good[5].explanation.is_none()
+        );
+        assert_eq!(read.exceptions.good[6].explanation.as_ref().unwrap().until, 901);
+        assert!(read.exceptions.good.iter().all(|e| e.what.len() <= MAX_TEXT));
+        assert_eq!(read.more_exceptions as usize, 100 - kept);
+        assert_eq!(read.more_rows as usize, 7 + 250 - read.rows.good.len());
+        // Without them there is room for rows.
+        let (read, length) = sent(NodeReport { exceptions: Records::default(), ..large });
+        assert!(length > MAX_REPORT - 4096 && read.rows.good.len() > 20, "{length}");
+        assert_eq!(read.rows.good[0].key.client.unwrap().to_string(), "10.0.0.0:0");
     }
 }

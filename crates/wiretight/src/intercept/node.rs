@@ -209,6 +209,11 @@ impl Interception {
         }
     }
 
+    /// The mode in force for all peers, a few seconds ago; `None` if no rules are in force.
+    pub(crate) fn mode(&self) -> Option<Mode> {
+        self.known.lock().report.as_ref()?.health.mode
+    }
+
     /// Why the required rules are not in force, if they are not.
     pub(crate) fn not_ready(&self) -> Option<String> {
         let known = self.known.lock();

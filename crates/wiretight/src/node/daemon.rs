@@ -194,6 +194,7 @@ impl Daemon {
                 .chain(self.internal.iter().flat_map(|i| i.errors()))
                 .collect(),
             intercept,
+            exceptions: super::reporting::exceptions(&config),
             watch: self.watching.as_ref().map(|host| host.status()),
             sandbox: self.sandbox,
         }
@@ -241,7 +242,9 @@ impl Daemon {
                 new.path.display()
             )));
         }
-        new.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+        let mut warnings = new.warnings.clone();
+        warnings.extend(new.exception_warnings(now()));
+        warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         let certificates = self.site_files.stage(&new);
         if let Some(error) = certificates.errors().first() {
             return Err(RequestError::Refused(format!("invalid site certificate: {error}")));
@@ -288,7 +291,7 @@ impl Daemon {
             services: new.relay.services.len(),
             dials: new.relay.dials.len(),
             sites: new.edge.sites.len(),
-            warnings: new.warnings.clone(),
+            warnings,
         };
         self.config.store(Arc::new(new));
         if let Some(interception) = &self.interception {

@@ -5,9 +5,11 @@
 //! - `daemon`: the running node as the admin interface sees it
 //! - `admin`: the server of the admin interface
 //! - `mode`: changes the interception mode, for `wiretight mode`
+//! - `reporting`: what this node tells the authority about itself
 
 mod admin;
 pub mod daemon;
 mod mode;
 pub(crate) mod process;
+mod reporting;
 pub mod takeover;

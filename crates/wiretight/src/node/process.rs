@@ -23,12 +23,14 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use wiretight_keys::Id;
+use wiretight_proxy::clock::now;
 use wiretight_proxy::net::{Listening, Sockets};
 use wiretight_proxy::{Certificates, Edge, Mesh, Relay};
 use wiretight_store::{SqliteStore, Store};
 
 use super::admin;
 use super::daemon::Daemon;
+use super::reporting::Reporting;
 use super::takeover::{Door, Passed, Predecessor, Successor};
 use crate::acme::{self, Acme, DnsHook, RealClock};
 use crate::acme_server;
@@ -98,7 +100,8 @@ pub fn run(config: Config, take_over: bool) -> anyhow::Result<()> {
         (None, None) => unreachable!("without a predecessor the lock was taken above"),
     };
     let _logs = crate::logging::start();
-    config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    let exceptions = config.exception_warnings(now());
+    config.warnings.iter().chain(&exceptions).for_each(|warning| tracing::warn!("{warning}"));
     match sandbox {
         Sandbox::Enforced => tracing::debug!("sandbox: enforced"),
         Sandbox::Partly => {
@@ -408,6 +411,8 @@ impl Control<'_> {
         tokio::spawn(daemon.site_files.clone().watch());
         tokio::spawn(daemon.acme.clone().run());
         tokio::spawn(health::keep(plane.edge.clone(), PrivateDir::open(state.path())?));
+        let reporting = Reporting::begin(PrivateDir::open(state.path())?);
+        tokio::spawn(reporting.run(daemon.clone()));
         tokio::spawn(watchdog());
         let (node, trust_domain) = (&config.node.name, &config.node.trust_domain);
         let (version, workers) = (env!("CARGO_PKG_VERSION"), plane.workers);

@@ -21,6 +21,8 @@ use wiretight_proxy::Relay;
 use wiretight_proxy::intercept::listing::Program;
 use wiretight_proxy::relay::Connection;
 use wiretight_scan::judge::Level;
+use wiretight_scan::passive::flow::Record;
+use wiretight_scan::passive::summary::{self, By, Flow, Programs};
 use wiretight_scan::passive::totals::{Count, Gaps, Period, Totals, Way};
 use wiretight_scan::passive::{Grade, Sealed, Seen, Transport};
 
@@ -68,6 +70,30 @@ pub struct Row {
     pub seen: Seen,
 }
 
+impl Row {
+    /// As a flow that is the sum of its connections.
+    pub(crate) fn flow(&self) -> Flow {
+        let program: Option<Arc<str>> =
+            self.program.as_ref().map(|program| program.to_string().into());
+        let programs = match self.way {
+            Way::Out => Programs { client: program, server: None },
+            _ => Programs { client: None, server: program },
+        };
+        let record = Record {
+            transport: self.transport,
+            client: (self.client, 0).into(),
+            server: self.server,
+            first: self.first,
+            last: self.last,
+            packets: self.packets,
+            bytes: self.bytes,
+            whole: true,
+            seen: Arc::new(self.seen.clone()),
+        };
+        Flow { record, programs }
+    }
+}
+
 /// The state of watching, and what it has found, in short.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WatchStatus {
@@ -99,6 +125,26 @@ pub struct Listing {
     pub left_out: u64,
     /// Rows that were forgotten because there were too many; they are in `totals`.
     pub forgotten: u64,
+}
+
+impl Listing {
+    /// Who talks to whom over a network, the worst and largest first. What is not known comes after what is known to be
+    /// bad.
+    pub(crate) fn pairs(&self) -> Vec<summary::Row> {
+        let mut rows = summary::Rows::new(By::Pair, MAX_ROWS);
+        for row in self.rows.iter().filter(|row| row.way.crosses_network()) {
+            rows.add_many(&row.flow(), row.connections);
+        }
+        let mut rows = rows.list();
+        rows.sort_by_key(|row| match row.key.level {
+            Level::Plaintext => 0,
+            Level::Weak => 1,
+            Level::Unknown => 2,
+            Level::Acceptable => 3,
+            Level::Strong => 4,
+        });
+        rows
+    }
 }
 
 /// What the node does about `[watch]`.

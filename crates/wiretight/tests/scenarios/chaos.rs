@@ -17,9 +17,8 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use super::clocks::Clock;
 use super::hostile::{announce, hostile_records};
-use super::intercept::{CANARY, Wire, address, hosts, ip};
+use super::machines::{CANARY, Clock, Wire, address, hosts, ip};
 use super::rig::*;
 use super::wire::Watch;
 use log::LogSide;

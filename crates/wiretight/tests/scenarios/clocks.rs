@@ -2,50 +2,12 @@
 //!
 //! WIRETIGHT_CLOCKS=all runs every case; by default one of each kind runs.
 
-use std::fs;
-use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Instant;
 
+use super::machines::Clock;
 use super::rig::*;
 use super::transparency::Witnessed;
-
-/// A separate clock for a process, which can be set while the process is running.
-pub(crate) struct Clock {
-    file: PathBuf,
-}
-
-impl Clock {
-    /// Its file is in a directory that the process may read.
-    pub(crate) fn in_folder(folder: &Path) -> Clock {
-        let clock = Clock { file: folder.join("clock") };
-        clock.set(0);
-        clock
-    }
-
-    /// Sets it this many seconds ahead of the right time, or behind if negative.
-    pub(crate) fn set(&self, ahead: i64) {
-        let new = self.file.with_extension("new");
-        fs::write(&new, format!("{ahead:+}")).unwrap();
-        fs::rename(new, &self.file).unwrap();
-    }
-
-    /// The environment that gives a process this clock.
-    pub(crate) fn env(&self) -> Vec<(&'static str, PathBuf)> {
-        let library = fs::read_dir("/usr/lib")
-            .unwrap()
-            .flatten()
-            .map(|folder| folder.path().join("faketime/libfaketimeMT.so.1"));
-        let library = library.chain(["/usr/lib/faketime/libfaketimeMT.so.1".into()]);
-        vec![
-            ("LD_PRELOAD", library.into_iter().find(|path| path.exists()).expect("libfaketime")),
-            ("FAKETIME_TIMESTAMP_FILE", self.file.clone()),
-            ("FAKETIME_NO_CACHE", "1".into()),
-            ("FAKETIME_DONT_FAKE_MONOTONIC", "1".into()),
-            ("NO_FAKE_STAT", "1".into()),
-        ]
-    }
-}
 
 const HOURS: i64 = 7200;
 /// Longer than the intervals at which clocks are checked.
@@ -97,7 +59,7 @@ fn a_mesh_recovers_after_wrong_clocks_are_corrected() {
 fn recovers((who, how): Case) -> [bool; 2] {
     let world = World::new();
     let mesh = Witnessed::with(&world, |folder| Clock::in_folder(folder).env());
-    let clock = |name: &str| Clock { file: world.path(name).join("clock") };
+    let clock = |name: &str| Clock::of(&world.path(name));
     let mut live = Talk::open(mesh.entry).unwrap();
     live.exchange().unwrap();
     let what = format!("{} by {how:?} s", who.join(", "));

@@ -17,7 +17,7 @@ use wiretight_keys::{Id, JoinToken, SigningKey, SpiffeId, Transparency, TrustBun
 use wiretight_proxy::tls::{ALPN_CONTROL, client_config};
 use wiretight_proxy::{Identity, Mesh};
 
-use super::intercept::{CANARY, Capture, Wire, run};
+use super::machines::{CANARY, Capture, Wire, run};
 use super::rig::*;
 
 /// Joins with a token from a machine and announces records, which may be invalid. Returns what the authority sends within

@@ -20,6 +20,7 @@ mod foreign;
 mod hostile;
 mod intercept;
 mod life;
+mod machines;
 mod operator;
 mod privilege;
 mod programs;

@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::Command;
 
-use super::intercept::{CANARY, Wire};
+use super::machines::{CANARY, Wire};
 use super::rig::*;
 use super::traffic::Postgres;
 use super::wire::Watch;

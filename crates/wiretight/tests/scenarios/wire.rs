@@ -12,7 +12,7 @@ use std::thread::{self, JoinHandle};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::intercept::{CANARY, Wire, hosts};
+use super::machines::{CANARY, Wire, hosts};
 use super::rig::*;
 
 /// A longer first flight of a connection is not ours.

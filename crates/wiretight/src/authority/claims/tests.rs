@@ -5,7 +5,7 @@ use std::path::Path;
 use async_trait::async_trait;
 use wiretight_keys::claims::{ExceptionCount, Missed, Modes, NodeCount};
 use wiretight_keys::logged;
-use wiretight_scan::passive::totals::{Hour, Kind, Period, Sum, Way};
+use wiretight_scan::passive::totals::{Algorithm as Negotiated, Hour, Kind, Period, Sum, Way};
 use wiretight_store::MemoryStore;
 use wiretight_tlog::cosignature;
 use wiretight_tlog::note::KeyName;
@@ -331,6 +331,31 @@ fn an_hour_counts_all_members_and_what_they_sent() {
     assert_eq!(releases, [("0.1.0", 1), ("1.2.3", 1), ("other", 1)]);
     let of_protocols = hour.protocols.iter().map(|p| p.amount.bytes).sum::<u64>();
     assert_eq!(of_protocols + 7, 177);
+    assert_eq!(MeshPeriod::parse(&hour.entry()[2..]).unwrap(), hour);
+}
+
+#[test]
+fn algorithms_of_all_nodes_are_added_up() {
+    let negotiated = |key_exchange: &'static str, post_quantum, bytes| {
+        let mut sum = totals(Level::Strong, Grade::Seen, bytes);
+        let algorithm = Negotiated {
+            version: "TLS 1.3".into(),
+            key_exchange: key_exchange.into(),
+            cipher: "TLS_AES_128_GCM_SHA256".into(),
+            post_quantum,
+        };
+        sum.add_algorithm(algorithm, Count { connections: 1, bytes });
+        member(None, 3600, Some(sum))
+    };
+    let members = [
+        negotiated("X25519", false, 5),
+        negotiated("X25519MLKEM768", true, 20),
+        negotiated("X25519", false, 4),
+    ];
+    let hour = sum(T, &members);
+    let rows: Vec<_> = hour.algorithms.iter().map(|a| (&*a.key_exchange, a.amount.bytes)).collect();
+    assert_eq!(rows, [("X25519MLKEM768", 20), ("X25519", 9)]);
+    assert_eq!(hour.post_quantum, Amount { connections: 1, bytes: 20 });
     assert_eq!(MeshPeriod::parse(&hour.entry()[2..]).unwrap(), hour);
 }
 

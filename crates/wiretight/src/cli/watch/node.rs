@@ -3,20 +3,17 @@
 use std::io;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use wiretight_scan::judge::Level;
 use wiretight_scan::passive::blockers::{Blocker, blockers};
-use wiretight_scan::passive::flow::Record;
-use wiretight_scan::passive::summary::{By, Coverage, Flow, Programs, Rows, Share};
-use wiretight_scan::passive::totals::Way;
+use wiretight_scan::passive::summary::{By, Coverage, Rows, Share};
 use wiretight_scan::report::{self, FlowOptions, FlowReport, Format};
 
 use super::{Collector, Out, Outcome, Watch, collect, live};
 use crate::admin::api::WatchRequest;
 use crate::admin::client::AdminError;
 use crate::logging::chain;
-use crate::watch::host::{Listing, Row};
+use crate::watch::host::Listing;
 
 /// Rows that are asked for.
 const ROWS: usize = 20_000;
@@ -79,7 +76,7 @@ impl Watch {
         let mut rows = Rows::new(self.by(), collect::ROWS);
         let mut shown = Coverage::default();
         for row in listing.rows.iter().filter(|row| row.way.crosses_network()) {
-            let flow = flow_of(row);
+            let flow = row.flow();
             if selection.matches(&flow) {
                 shown.add_many(&flow.record, row.connections);
                 rows.add_many(&flow, row.connections);
@@ -116,26 +113,6 @@ impl Watch {
     }
 }
 
-fn flow_of(row: &Row) -> Flow {
-    let program: Option<Arc<str>> = row.program.as_ref().map(|program| program.to_string().into());
-    let programs = match row.way {
-        Way::Out => Programs { client: program, server: None },
-        _ => Programs { client: None, server: program },
-    };
-    let record = Record {
-        transport: row.transport,
-        client: (row.client, 0).into(),
-        server: row.server,
-        first: row.first,
-        last: row.last,
-        packets: row.packets,
-        bytes: row.bytes,
-        whole: true,
-        seen: Arc::new(row.seen.clone()),
-    };
-    Flow { record, programs }
-}
-
 /// What of the node's traffic is not `strong`, as lines, for `wiretight mode strict --dry-run`. `None` if the node does not
 /// watch.
 pub(in crate::cli) fn blockers_of(state_dir: &Path) -> Option<(Vec<Blocker>, Vec<String>)> {
@@ -143,7 +120,7 @@ pub(in crate::cli) fn blockers_of(state_dir: &Path) -> Option<(Vec<Blocker>, Vec
     let listing: Listing = crate::cli::post(state_dir, "/v1/watch", &request).ok()?;
     let mut rows = Rows::new(By::Service, collect::ROWS);
     for row in listing.rows.iter().filter(|row| row.way.crosses_network()) {
-        rows.add_many(&flow_of(row), row.connections);
+        rows.add_many(&row.flow(), row.connections);
     }
     let found = blockers(rows.list());
     let options = FlowOptions { colour: crate::cli::term::colour(), width: None, verbose: false };

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use wiretight_proxy::intercept::listing::Program;
 use wiretight_scan::judge::Level;
 use wiretight_scan::passive::flow::Record;
-use wiretight_scan::passive::totals::{Count, Gaps, Hour, Kind, Sum, Totals, Way};
+use wiretight_scan::passive::totals::{Algorithm, Count, Gaps, Hour, Kind, Sum, Totals, Way};
 use wiretight_scan::passive::{Grade, Seen, Transport};
 
 use super::Row;
@@ -31,6 +31,8 @@ const PATIENCE: u64 = 30_000_000_000;
 /// By how much the first packet of a connection may be read before its announcement, in nanoseconds. Less than the time
 /// after which a client uses a port again (a second on loopback).
 const AHEAD: u64 = 500_000_000;
+/// A longer time between two ticks was not watched, in seconds: the machine slept, or its clock was set.
+const ASLEEP: u64 = 60;
 /// The announcement was read late, so it is not known which packets came after it.
 const LATE: u64 = u64::MAX;
 /// Hours that are kept here. The node collects them more often.
@@ -413,7 +415,9 @@ impl Census {
         let seconds = now.saturating_sub(self.ticked) / 1_000_000_000;
         self.ticked = now - (now.saturating_sub(self.ticked) % 1_000_000_000).min(now);
         let hour = self.hour(now);
-        hour.seconds = (hour.seconds + seconds as u32).min(Hour::LENGTH as u32);
+        if seconds <= ASLEEP {
+            hour.seconds = (hour.seconds + seconds as u32).min(Hour::LENGTH as u32);
+        }
         let gaps = Gaps { interface_bytes: interfaces, missed_bytes: 0, ..gaps };
         hour.sum.gaps.add(gaps);
         self.sum.gaps.add(gaps);
@@ -449,7 +453,6 @@ impl Census {
         if count == Count::default() {
             return;
         }
-        let kind = kind(flow);
         flow.counted = flow.total();
         flow.uncounted = false;
         let crossed = match flow.way {
@@ -458,10 +461,10 @@ impl Census {
             _ => 0,
         };
         self.counted = self.counted.saturating_add(crossed);
-        self.sum.add(kind.clone(), count);
+        add(&mut self.sum, flow, count);
         let hour = self.hour(now);
         hour.counted = hour.counted.saturating_add(crossed);
-        hour.sum.add(kind, count);
+        add(&mut hour.sum, flow, count);
     }
 
     fn keep_row(&mut self, key: &Key, flow: &Flow) {
@@ -484,7 +487,7 @@ impl Census {
         let mut counted = self.counted;
         for flow in self.flows.values().chain(self.ended.iter().map(|(_, flow)| flow)) {
             let count = count(flow);
-            sum.add(kind(flow), count);
+            add(&mut sum, flow, count);
             match flow.way {
                 Way::Forwarded => counted += 2 * count.bytes,
                 way if way.crosses_network() => counted += count.bytes,
@@ -562,9 +565,13 @@ fn count(flow: &Flow) -> Count {
     Count { connections: flow.uncounted.into(), bytes: flow.total().saturating_sub(flow.counted) }
 }
 
-fn kind(flow: &Flow) -> Kind {
-    let seen = flow.seen();
-    Kind { way: flow.way, level: seen.level, grade: seen.grade, protocol: seen.protocol.clone() }
+fn add(sum: &mut Sum, flow: &Flow, count: Count) {
+    let (seen, way) = (flow.seen(), flow.way);
+    let Seen { level, grade, .. } = **seen;
+    sum.add(Kind { way, level, grade, protocol: seen.protocol.clone() }, count);
+    if let Some(algorithm) = Algorithm::of(seen).filter(|_| way.crosses_network()) {
+        sum.add_algorithm(algorithm, count);
+    }
 }
 
 fn add_row(rows: &mut HashMap<RowKey, RowSum>, key: &Key, flow: &Flow, open: bool) {

@@ -1,3 +1,5 @@
+use wiretight_scan::passive::totals::AlgorithmShare;
+
 use super::*;
 
 const SECOND: u64 = 1_000_000_000;
@@ -223,8 +225,21 @@ fn what_the_relay_carries_is_carried_and_its_plaintext_leg_is_not_on_the_network
         ((Way::In, "unknown"), Grade::Unknown),
     ];
     assert_eq!(kinds, expected.map(|((way, name), grade)| ((way, name.to_owned()), grade)).into());
-    let levels = census.totals().0.by_level();
+    let totals = census.totals().0;
+    let levels = totals.by_level();
     assert_eq!((levels[&Level::Plaintext].bytes, levels[&Level::Strong].bytes), (0, 4));
+    let of = |share: AlgorithmShare| (share.algorithm.version.into_owned(), share.count.bytes);
+    let algorithms: BTreeMap<String, u64> = totals.algorithms.into_iter().map(of).collect();
+    assert_eq!(algorithms, [("tls".to_owned(), 2), ("wiretight".to_owned(), 2)].into());
+}
+
+#[test]
+fn a_time_in_which_the_machine_slept_was_not_watched() {
+    let mut census = census();
+    for at in [10, 20, 620, 630] {
+        census.tick(T0 + at * SECOND, 0, Gaps::default());
+    }
+    assert_eq!(census.hours()[0].watched_seconds, 30);
 }
 
 #[test]

@@ -1,0 +1,13 @@
+//! What is claimed about a mesh, compared with what it does.
+
+#![allow(clippy::unwrap_used, reason = "in a test, whatever is not there ends it")]
+
+#[path = "../common/mod.rs"]
+mod common;
+#[allow(dead_code, reason = "the scenarios use all of it")]
+#[path = "../scenarios/machines.rs"]
+mod machines;
+mod mesh;
+#[allow(dead_code, reason = "the scenarios use all of it")]
+#[path = "../scenarios/rig.rs"]
+mod rig;
