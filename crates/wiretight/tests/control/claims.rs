@@ -2,12 +2,15 @@
 
 use serde_json::{Value, json};
 use wiretight::authority::LoggedPeriod;
+use wiretight::control::report::NodeReport;
 use wiretight::proof;
 use wiretight_keys::claims::{HOUR as LENGTH, MeshPeriod, Modes, NodeCount};
 use wiretight_keys::logged::Entry;
 use wiretight_proxy::clock::now;
+use wiretight_proxy::intercept::rules::Mode;
 use wiretight_scan::judge::Level;
 use wiretight_scan::passive::Grade;
+use wiretight_scan::passive::summary::Row;
 use wiretight_scan::passive::totals::{Count, Hour, Kind, Sum, Way};
 use wiretight_store::update;
 use wiretight_tlog::Hash;
@@ -25,6 +28,43 @@ fn hour(start: u64, bytes: u64) -> Hour {
 
 fn report(report: Value) -> Value {
     json!({ "type": "report", "request": 3, "report": report })
+}
+
+#[tokio::test]
+async fn an_agent_sends_its_newest_report_on_every_stream() {
+    let world = World::new();
+    let authority = world.authority().await;
+    let node = world.joined(&authority, "a", &[]).await;
+    let row = json!({
+        "server": "10.0.0.5:5432", "transport": "tcp", "protocol": "postgres", "level": "plaintext",
+        "flows": 3, "bytes": [10, 20], "first": "2026-11-30T10:00:00Z", "last": "2026-11-30T11:00:00Z",
+        "grade": "seen", "clients": ["10.0.0.7"], "more_clients": false, "programs": [], "seen": [],
+        "more_seen": false, "reasons": [], "profiles": {},
+    });
+    let row: Row = serde_json::from_value(row).unwrap();
+    let report = |mode| NodeReport {
+        version: "0.1.0".into(),
+        mode: Some(mode),
+        rows: vec![row.clone()].into(),
+        ..NodeReport::default()
+    };
+    let kept = |authority: &AuthorityHandle| {
+        let report = authority.reports().get(&name("a")).and_then(|known| known.report.clone());
+        report.map(|report| (report.mode.unwrap(), report.rows.good.len()))
+    };
+    for mode in [Mode::Observe, Mode::Strict] {
+        node.agent.report(report(mode)).await;
+        until("the report is kept", || kept(&authority) == Some((mode, 1))).await;
+    }
+    // A refused report does not end the stream, nor does it replace the one before.
+    node.agent.report(NodeReport { version: "\n".into(), ..report(Mode::Observe) }).await;
+    until("it is refused", || authority.claims_status().reports_rejected == 1).await;
+    assert_eq!(kept(&authority), Some((Mode::Strict, 1)));
+    node.agent.report(report(Mode::Strict)).await;
+    assert!(node.agent.totals(hour(now() / LENGTH * LENGTH, 5)).await.unwrap());
+    // The store has no rows, so they come from the node, on its new stream.
+    let authority = world.restart(authority).await;
+    until("it is sent again", || kept(&authority) == Some((Mode::Strict, 1))).await;
 }
 
 /// A node without its agent: the tests speak for it.
