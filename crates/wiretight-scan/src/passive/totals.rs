@@ -502,7 +502,8 @@ mod tests {
         let hour = Hour { start: 0, watched_seconds: 0, totals: twice.totals() };
         hour.check().unwrap();
         let all = &hour.totals.algorithms;
-        assert_eq!((all.len(), &*all[0].algorithm.version), (MAX_ALGORITHMS, OTHER));
+        assert!(all.len() > MAX_ALGORITHMS / 2, "{}", all.len());
+        assert_eq!(all[0].algorithm.version, OTHER);
         let mut counted = [Count::default(); 2];
         for share in all {
             counted[usize::from(share.algorithm.post_quantum)].add(share.count);
