@@ -11,8 +11,10 @@ use wiretight::control::{
     SharedRecord, State, encode,
 };
 use wiretight::log::witness::request::Request as AddCheckpoint;
+use wiretight::proof::audit::{Evidence, Inputs, LogPart, ProvedPeriod, Window, archive};
+use wiretight::proof::controls::Profile as Standard;
 use wiretight_fuzz::NOW;
-use wiretight_keys::claims::{Amount, Levels, MeshPeriod, Protocol, Publication};
+use wiretight_keys::claims::{Amount, HOUR, Levels, MeshPeriod, NodeCount, Protocol, Publication};
 use wiretight_keys::{
     Csr, Id, JoinToken, Leaf, Period, Profile, Revocation, Series, Signer, SigningKey, SpiffeId,
     Tbs, WebCsr,
@@ -41,6 +43,7 @@ fn main() -> Result {
     starttls()?;
     acme()?;
     tlog()?;
+    archive()?;
     scan()?;
     quic()?;
     watch()?;
@@ -320,6 +323,55 @@ fn tlog() -> Result {
     write("tlog", "entry-publication", &Publication::new(NOW, b"a manifest").entry())?;
     write("tlog", "expect", format!("# ours\nservice/db sha256:{}\n", "5d".repeat(32)).as_bytes())?;
     write("tlog", "url", b"https://log.example:7400/a/b")
+}
+
+/// An archive of an hour and its day, and the files from which it is computed.
+fn archive() -> Result {
+    let log = LogSigner::generate(KeyName::new("log.example/a").ok_or("a name")?)?;
+    const START: u64 = 1_793_404_800;
+    let hour = MeshPeriod {
+        nodes: NodeCount { members: 2, reported: 1 },
+        watched_seconds: 3600,
+        ..MeshPeriod::new(START, HOUR)
+    };
+    let periods = [MeshPeriod::day(START, std::slice::from_ref(&hour)), hour];
+    let leaves: Vec<Hash> = periods.iter().map(|p| Hash::leaf(&p.entry())).collect();
+    let mut frontier = Frontier::default();
+    leaves.iter().for_each(|leaf| frontier.append(*leaf, |_, _| {}));
+    let (size, root) = (frontier.size(), frontier.root());
+    let checkpoint =
+        Checkpoint { origin: "log.example/a".into(), size, root, extensions: Vec::new() };
+    let proved = |n: usize| -> Result<ProvedPeriod> {
+        Ok(ProvedPeriod {
+            index: n as u64,
+            entry: String::from_utf8(periods[n].entry()[2..].to_vec())?,
+            proof: vec![leaves[1 - n].to_string()],
+        })
+    };
+    let log = LogPart {
+        version: 1,
+        checkpoint: checkpoint.sign(&log)?.to_string(),
+        policy: format!("log {}\nquorum none\n", log.public()),
+        periods: vec![proved(1)?, proved(0)?],
+    };
+    let facts = include_str!("../../crates/wiretight/src/proof/audit/example.json");
+    let evidence = Evidence { facts: serde_json::from_str(facts)?, log };
+    let window = Window::new("2026-10-31".parse()?, "2026-10-31".parse()?)?;
+    let inputs = Inputs::new(evidence, Standard::Bcp195, window, Vec::new());
+    let bytes = inputs.archive()?;
+    let read = archive::read(&bytes).map_err(|damage| damage.to_string())?;
+    let names = ["audit.json", "facts.json", "log.json"];
+    let parts = names.map(|name| read.get(name).unwrap_or_default());
+    // Only the files that are parsed, and of another release: a replay would compute the page thousands of times.
+    let files = names
+        .iter()
+        .zip(parts)
+        .map(|(name, bytes)| archive::File { name: (*name).to_owned(), bytes: bytes.to_vec() });
+    let tar = archive::write(files.collect(), read.time)?;
+    write("archive", "tar", &[&[0], &tar[..]].concat())?;
+    let parts =
+        String::from_utf8(parts.join(&b'\n'))?.replace("\"program\":\"", "\"program\":\"0-");
+    write("archive", "parts", &[&[1], parts.as_bytes()].concat())
 }
 
 fn token() -> Result {

@@ -1,6 +1,7 @@
 //! The fuzz targets: every parser of bytes that a peer or an operator supplies. Each function takes any bytes. It
 //! panics if the parser panics or if one of the listed properties does not hold.
 
+mod archive;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -43,6 +44,7 @@ use wiretight_scan::parse::{self, ClientHello, Handshakes, NewSessionTicket, Ser
 use wiretight_tlog::tile::{Kind, Tile};
 use wiretight_tlog::{Hash, LogKey, Policy, Proof, Signature, SignedCheckpoint, WitnessKey};
 
+pub use archive::archive;
 pub use watch::{capture, flows, look, netlink};
 
 /// The frames between relays. The first byte decides how the rest is cut into chunks.

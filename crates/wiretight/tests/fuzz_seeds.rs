@@ -131,3 +131,8 @@ fn look() {
 fn capture() {
     replay("capture", targets::capture);
 }
+
+#[test]
+fn archive() {
+    replay("archive", targets::archive);
+}

@@ -1,6 +1,7 @@
 //! The command line: one file per verb. Verbs that print take `--json`. Errors say what happened, the likely cause and
 //! the next step.
 
+mod audit;
 mod authority;
 mod check;
 mod confirm;
@@ -86,6 +87,8 @@ enum Verb {
     Witness(witness::Witness),
     Monitor(Box<monitor::Monitor>),
     Verify(verify::Verify),
+    #[command(subcommand)]
+    Audit(audit::Audit),
     Scan(Box<scan::Scan>),
     Watch(Box<watch::Watch>),
     Demo(demo::Demo),
@@ -183,6 +186,7 @@ pub fn main() -> ExitCode {
         Verb::Witness(verb) => verb.run(),
         Verb::Monitor(verb) => verb.run(),
         Verb::Verify(verb) => verb.run(),
+        Verb::Audit(verb) => verb.run(),
         Verb::Scan(verb) => verb.run(),
         Verb::Watch(verb) => verb.run(),
         Verb::Demo(verb) => verb.run(),

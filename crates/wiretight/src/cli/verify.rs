@@ -11,6 +11,7 @@ use clap::Args;
 use serde::Serialize;
 use wiretight_keys::{Logged, NotLogged, x509};
 use wiretight_proxy::clock::now;
+use wiretight_scan::report::clean;
 use wiretight_tlog::note::MAX_NOTE;
 use wiretight_tlog::policy::MAX_POLICY;
 use wiretight_tlog::tile::MAX_ENTRY;
@@ -22,6 +23,8 @@ use crate::log::compare::{self, Compared, Seen, compare};
 use crate::log::mirror::{MirrorError, Mirrored, mirror};
 use crate::log::reader::{ReadError, Reader};
 use crate::logging::chain;
+use crate::proof::audit::archive::{Damage, MAX_ARCHIVE, is_archive};
+use crate::proof::audit::check::{self, Checked};
 use crate::web::client::{Client, Url};
 
 /// The largest file that is read, in bytes. It does not apply to the files of a log's directory.
@@ -36,8 +39,8 @@ const PUBLISHED: Duration = Duration::from_secs(60);
 
 /// Verify that something is in a transparency log that witnesses have cosigned
 ///
-/// A FILE is a certificate (PEM) that carries its proof, a tlog-proof, a checkpoint, or a directory with a whole log.
-/// Files are verified offline. For the URL of a log, the whole log is read, and each witness in the policy that has
+/// A FILE is a certificate (PEM) that carries its proof, a tlog-proof, a checkpoint, an archive written by `wiretight
+/// audit export`, or a directory with a whole log. Files are verified offline. For the URL of a log, the whole log is read, and each witness in the policy that has
 /// a URL is asked which checkpoint it saw. The policy names the trusted logs, and the witnesses that must have
 /// cosigned.
 #[derive(Args)]
@@ -47,8 +50,10 @@ Examples:
   wiretight verify release.tlog-proof --policy policy --entry release.json
   wiretight verify /mnt/copy-of-the-log --policy policy --json
   wiretight verify https://log.example.org --policy policy --mirror /mnt/copy-of-the-log
+  wiretight verify audit-2026-11.tar --policy policy
 
-Exit status: 0 all verified, 1 at least one refused, 2 wrong usage, or an unreadable file or URL.")]
+Exit status: 0 all verified; 1 at least one refused; 2 wrong usage, or an unreadable file or URL; 3 nothing refused, but
+an archive lacks totals of its period, or was only compared with its own policy.")]
 pub(super) struct Verify {
     /// What to verify
     #[arg(required = true, value_name = "FILE|URL")]
@@ -59,9 +64,9 @@ pub(super) struct Verify {
     mirror: Option<PathBuf>,
     #[command(flatten)]
     reach: Reach,
-    /// The policy (C2SP tlog-policy)
+    /// The policy (C2SP tlog-policy). Without it, an archive is compared with its own policy, which proves nothing to you
     #[arg(long, value_name = "FILE")]
-    policy: PathBuf,
+    policy: Option<PathBuf>,
     /// The entry that a tlog-proof proves, byte for byte
     #[arg(long, value_name = "FILE")]
     entry: Option<PathBuf>,
@@ -75,13 +80,19 @@ pub(super) struct Verify {
 #[derive(Serialize)]
 struct Report {
     file: String,
-    /// certificate, proof, checkpoint or log.
+    /// certificate, proof, checkpoint, log or archive.
     kind: &'static str,
     good: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     refused: Option<String>,
     verified: Vec<String>,
     not_verified: Vec<String>,
+    /// Where an archive was changed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    damaged: Vec<Damage>,
+    /// What an archive should have, but lacks.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    missing: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     log: Option<LogReport>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -112,7 +123,12 @@ impl Verify {
             Ok(reports) => {
                 let good = reports.iter().all(|report| report.good);
                 self.out.print(&reports, |reports| reports.iter().map(Report::text).collect())?;
-                Ok(if good { ExitCode::SUCCESS } else { ExitCode::from(1) })
+                let whole = reports.iter().all(|r| r.missing.is_empty());
+                Ok(match (good, whole) {
+                    (false, _) => ExitCode::from(1),
+                    (true, false) => ExitCode::from(3),
+                    (true, true) => ExitCode::SUCCESS,
+                })
             }
             Err(error) => {
                 eprintln!("wiretight: {error:#}");
@@ -122,7 +138,7 @@ impl Verify {
     }
 
     fn reports(&self) -> anyhow::Result<Vec<Report>> {
-        let policy = policy(&self.policy)?;
+        let policy = self.policy.as_deref().map(policy).transpose()?;
         let entry = match &self.entry {
             Some(path) => Some(read(path, MAX_ENTRY)?),
             None => None,
@@ -134,7 +150,13 @@ impl Verify {
         );
         let mut reports = Vec::new();
         for path in &self.files {
-            reports.extend(self.verify(path, &policy, entry.as_deref())?);
+            reports.extend(match (archive_at(path)?, &policy) {
+                (true, policy) => vec![self.archive(path, policy.as_ref())?],
+                (false, Some(policy)) => self.verify(path, policy, entry.as_deref())?,
+                (false, None) => anyhow::bail!(
+                    "--policy FILE is required: it names the logs and witnesses that you trust"
+                ),
+            });
         }
         Ok(reports)
     }
@@ -163,6 +185,33 @@ impl Verify {
             return Ok(vec![self.proof(path, policy, &text, entry)]);
         }
         Ok(vec![self.checkpoint(path, policy, &text)])
+    }
+
+    fn archive(&self, path: &Path, policy: Option<&Policy>) -> anyhow::Result<Report> {
+        let mut report = Report::new(path, "archive");
+        let bytes = read(path, MAX_ARCHIVE)?;
+        let opened = check::open(&bytes);
+        let own = policy.is_none().then(|| opened.own_policy()).flatten();
+        let believed =
+            opened.checkpoint().cloned().filter(|signed| match policy.or(own.as_ref()) {
+                Some(policy) => report.believe(policy, signed, self.max_age),
+                None => false,
+            });
+        let Checked { damage, verified, word, missing } =
+            opened.check(believed.as_ref().map(SignedCheckpoint::unverified));
+        report.good = believed.is_some() && damage.is_empty();
+        if policy.is_none() {
+            // Only consistent with itself.
+            report.not_verified.append(&mut report.verified);
+            report.not_verified.extend(verified);
+            report.missing.push("your policy: the archive was compared with its own, which whoever made it chose. Use --policy".into());
+        } else {
+            report.verified.extend(verified);
+        }
+        report.not_verified.extend(word);
+        report.missing.extend(missing);
+        report.damaged = damage;
+        Ok(report)
     }
 
     fn certificates(
@@ -377,6 +426,18 @@ struct Found {
     signed: Option<SignedCheckpoint>,
 }
 
+/// Whether it is an archive of an audit.
+fn archive_at(path: &Path) -> anyhow::Result<bool> {
+    if url(path).is_some() || path.is_dir() {
+        return Ok(false);
+    }
+    let unreadable = || format!("{} cannot be read", path.display());
+    let mut start = Vec::new();
+    let file = std::fs::File::open(path).with_context(unreadable)?;
+    file.take(512).read_to_end(&mut start).with_context(unreadable)?;
+    Ok(is_archive(&path.to_string_lossy(), &start))
+}
+
 /// The argument, if it is a URL.
 fn url(path: &Path) -> Option<&str> {
     path.to_str().filter(|text| text.starts_with("https://") || text.starts_with("http://"))
@@ -391,6 +452,8 @@ impl Report {
             refused: None,
             verified: Vec::new(),
             not_verified: Vec::new(),
+            damaged: Vec::new(),
+            missing: Vec::new(),
             log: None,
             index: None,
         }
@@ -469,6 +532,9 @@ impl Report {
         if let Some(why) = &self.refused {
             let _ = writeln!(text, "  {why}");
         }
+        for damage in &self.damaged {
+            let _ = writeln!(text, "  {} {}", term::bad("damaged:"), clean(&damage.to_string()));
+        }
         for line in &self.verified {
             let _ = writeln!(text, "  verified: {line}");
         }
@@ -477,6 +543,9 @@ impl Report {
         }
         for line in &self.not_verified {
             let _ = writeln!(text, "  not verified: {line}");
+        }
+        for line in &self.missing {
+            let _ = writeln!(text, "  {} {line}", term::bad("missing:"));
         }
         text
     }
@@ -494,7 +563,7 @@ pub(super) fn policy(path: &Path) -> anyhow::Result<Policy> {
         .with_context(|| format!("{} is not a valid policy (C2SP tlog-policy)", path.display()))
 }
 
-fn read(path: &Path, max: usize) -> anyhow::Result<Vec<u8>> {
+pub(super) fn read(path: &Path, max: usize) -> anyhow::Result<Vec<u8>> {
     let (mut bytes, unreadable) = (Vec::new(), || format!("{} cannot be read", path.display()));
     let file = std::fs::File::open(path).with_context(unreadable)?;
     file.take(max as u64 + 1).read_to_end(&mut bytes).with_context(unreadable)?;

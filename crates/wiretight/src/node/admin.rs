@@ -26,6 +26,7 @@ use crate::admin::api::{
 };
 use crate::admin::{metrics, socket_path};
 use crate::authority::Grant;
+use crate::proof::audit::Window;
 
 /// The longest request body.
 const MAX_BODY: usize = 64 * 1024;
@@ -199,6 +200,10 @@ async fn route(
         (&Method::POST, "/v1/watch/hours") => {
             let request: HoursRequest = parse(&body)?;
             ok(daemon.hours(request).await?)
+        }
+        (&Method::POST, "/v1/audit") => {
+            let window: Window = parse(&body)?;
+            ok(daemon.audit(window).await?)
         }
         (&Method::POST, "/v1/reload") => ok(daemon.reload().await?),
         (&Method::POST, "/v1/renew") => ok(daemon.renew().await?),

@@ -24,6 +24,7 @@ use crate::config::Config;
 use crate::control::Code;
 use crate::intercept::Interception;
 use crate::logging::chain;
+use crate::proof::audit::{self, Evidence, Window};
 use crate::sandbox::Sandbox;
 use crate::sites::files::FileCertificates;
 use crate::sites::internal::InternalCertificates;
@@ -334,6 +335,13 @@ impl Daemon {
         let host = self.watching.as_ref().ok_or(NOT_WATCHING)?;
         let name = self.config.load().node.name.clone();
         Ok(HoursAnswer { nodes: [(name, host.hours(from, to))].into() })
+    }
+
+    /// The evidence for an auditor's archive.
+    pub(crate) async fn audit(&self, window: Window) -> Result<Evidence, RequestError> {
+        let Window { from, to } = window;
+        let window = Window::new(from, to).map_err(|e| RequestError::Refused(e.to_string()))?;
+        Ok(audit::collect(self.authority()?, window).await?)
     }
 
     /// Renews all identities at once.

@@ -1,11 +1,14 @@
 //! What the mesh can show of itself. One set of facts ([`facts`]) for the public page, the console and the auditor's
 //! archive.
 //!
+//! - [`mod@collect`]: the facts, from the authority
+//! - [`audit`], [`controls`]: the auditor's archive, and the controls that it is evidence for
 //! - `chart`: charts as SVG, for pages
-//! - `collect`: collects the facts from the authority
 
+pub mod audit;
 pub mod chart;
 pub mod collect;
+pub mod controls;
 pub mod facts;
 
 pub use collect::collect;

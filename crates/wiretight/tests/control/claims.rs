@@ -4,6 +4,8 @@ use serde_json::{Value, json};
 use wiretight::authority::LoggedPeriod;
 use wiretight::control::report::NodeReport;
 use wiretight::proof;
+use wiretight::proof::audit::{self, Inputs, Window, check};
+use wiretight::proof::controls::Profile as Standard;
 use wiretight_keys::claims::{HOUR as LENGTH, MeshPeriod, Modes, NodeCount};
 use wiretight_keys::logged::Entry;
 use wiretight_proxy::clock::now;
@@ -241,6 +243,18 @@ async fn the_last_hour_is_logged_once_the_nodes_that_watch_have_sent_it_and_is_p
     assert_eq!(published.publication.manifest, hex(Hash::of(b"manifest").as_bytes()));
     let roots = ((size, checkpoint.root), (newer.size, newer.root));
     verify_consistency(roots.0, roots.1, &published.consistency).unwrap();
+
+    // An auditor's archive of that day.
+    let day = jiff::Timestamp::from_second(last as i64).unwrap();
+    let day = day.to_zoned_datetime(jiff::tz::TimeZone::UTC).date();
+    let window = Window::new(day, day).unwrap();
+    let evidence = audit::collect(&authority, window).await.unwrap();
+    let archive = Inputs::new(evidence, Standard::Bcp195, window, Vec::new()).archive().unwrap();
+    let opened = check::open(&archive);
+    let believed = policy.witnessed(opened.checkpoint().unwrap()).unwrap();
+    let checked = opened.check(Some(believed.checkpoint()));
+    assert!(checked.damage.is_empty(), "{:?}", checked.damage);
+    assert!(checked.verified[0].contains("1 hours and 0 days"), "{:?}", checked.verified);
 
     // What arrives later is not claimed, also after a restart.
     assert!(exchange(&authority, &a, &totals(5)).await.contains("kept"));

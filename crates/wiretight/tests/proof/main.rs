@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "in a test, whatever is not there ends it")]
 
+mod audit;
 #[path = "../common/mod.rs"]
 mod common;
 #[allow(dead_code, reason = "the scenarios use all of it")]
