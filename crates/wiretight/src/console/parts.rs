@@ -68,8 +68,10 @@ pub fn page(model: &Model, head: &Head<'_>, body: Markup) -> Markup {
                     p {
                         "As of " (time(model.facts.at)) ", from node " b { (process.node) } ", the authority, "
                         "version " (text(&model.facts.version)) ". This console only reads. "
-                        "Reload the page for newer numbers, or let it "
-                        a href="/?live=1" { "reload every 30 s" } "."
+                        span.reload {
+                            "Reload the page for newer numbers, or let it "
+                            a href="/?live=1" { "reload every 30 s" } "."
+                        }
                     }
                 }
             }

@@ -96,7 +96,7 @@ impl Reporting {
             };
             if (is_due || !had_rows) && !daemon.agent.status().alone {
                 let full = with_rows(&daemon, report.clone()).await.bounded();
-                let has_rows = !full.rows.good.is_empty();
+                let has_rows = full.rows.good.iter().any(|row| row.total() > 0);
                 // The first rows are not held back.
                 if is_due || has_rows {
                     (last, had_rows) = (Some((report, Instant::now())), has_rows);
