@@ -510,6 +510,32 @@ mod tests {
     }
 
     #[test]
+    fn the_largest_period_is_far_smaller_than_an_entry_may_be() {
+        let name = |n: usize| format!("{n:02}{}", "x".repeat(MAX_NAME - 2));
+        let amount = Amount { connections: u64::MAX, bytes: u64::MAX };
+        let full = MeshPeriod {
+            algorithms: (0..MAX_ROWS)
+                .map(|n| Algorithm {
+                    version: name(n),
+                    key_exchange: name(n),
+                    cipher: name(n),
+                    post_quantum: false,
+                    amount,
+                })
+                .collect(),
+            protocols: (0..MAX_ROWS)
+                .map(|n| Protocol { protocol: name(n), level: name(n), amount })
+                .collect(),
+            releases: (0..MAX_ROWS)
+                .map(|n| Release { version: name(n), nodes: u32::MAX })
+                .collect(),
+            ..period()
+        };
+        MeshPeriod::parse(&full.entry()[2..]).unwrap();
+        assert!(full.entry().len() < 16 << 10, "{}", full.entry().len());
+    }
+
+    #[test]
     fn a_publication_names_the_hash_of_its_manifest() {
         let entry = Publication::new(5, b"").entry();
         let body = std::str::from_utf8(&entry[2..]).unwrap();

@@ -2,11 +2,17 @@
 //! truncated is not returned.
 
 use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
-    AddressFamily, Protocol, SendFlags, SocketFlags, SocketType, bind, netlink, send, socket_with,
+    AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, bind, netlink, recv,
+    send, socket_with,
 };
+
+/// How long an answer of the kernel may take; a whole list, too.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Kinds of messages.
 pub(crate) const NLMSG_ERROR: u16 = 2;
@@ -106,6 +112,34 @@ pub(crate) fn open(
     let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, protocol)?;
     bind(&socket, &netlink::SocketAddrNetlink::new(0, groups))?;
     Ok(socket)
+}
+
+/// Asks for a list, and calls `see` for the body of each message of a kind.
+pub(crate) fn list(
+    socket: &OwnedFd,
+    request: Request,
+    kind: u16,
+    mut see: impl FnMut(&[u8]),
+) -> Result<(), Errno> {
+    set_socket_timeout(socket, Timeout::Recv, Some(PATIENCE))?;
+    request.send(socket)?;
+    let mut buffer = vec![0; 64 << 10];
+    let end = Instant::now() + PATIENCE;
+    while Instant::now() < end {
+        let length = match recv(socket, &mut buffer[..], RecvFlags::empty()) {
+            Err(Errno::INTR) => continue,
+            received => received?.0,
+        };
+        for message in messages(buffer.get(..length).unwrap_or_default()) {
+            match message.kind {
+                NLMSG_DONE => return Ok(()),
+                NLMSG_ERROR => return Err(error(message.body).unwrap_or(Errno::INVAL)),
+                other if other == kind => see(message.body),
+                _ => {}
+            }
+        }
+    }
+    Err(Errno::TIMEDOUT)
 }
 
 #[cfg(test)]

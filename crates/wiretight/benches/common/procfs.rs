@@ -14,7 +14,12 @@ pub(crate) fn cpu(roots: &[u32]) -> anyhow::Result<Duration> {
     Ok(Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND))
 }
 
-/// The same for this process only.
+/// The number of processes: this one and all of its descendants.
+pub(crate) fn family_size(root: u32) -> anyhow::Result<usize> {
+    Ok(family(&[root])?.len())
+}
+
+/// The same as [`cpu`], for this process only.
 pub(crate) fn own_cpu() -> anyhow::Result<Duration> {
     let stat = fs::read_to_string("/proc/self/stat")?;
     let fields = stat.rsplit_once(')').context("/proc/self/stat")?.1.split_whitespace();

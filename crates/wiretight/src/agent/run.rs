@@ -201,14 +201,24 @@ impl Link {
     }
 
     /// The authority does not know a type of message. If totals were sent, it is older than they are.
-    fn forget_totals(&mut self) {
-        self.pending.retain(|_, (pending, _)| !matches!(pending, Pending::Totals(_)));
+    fn refuse_totals(&mut self) {
+        refuse_totals(&mut self.pending);
     }
 
     async fn send(&mut self, message: &FromNode) -> Result<(), Trouble> {
         match timeout(self.limit, link::send(&mut self.writer, message)).await {
             Ok(sent) => Ok(sent?),
             Err(_) => Err(Trouble::Retry("the authority does not read".into())),
+        }
+    }
+}
+
+fn refuse_totals(pending: &mut BTreeMap<u64, (Pending, Instant)>) {
+    let totals = pending.extract_if(.., |_, (pending, _)| matches!(pending, Pending::Totals(_)));
+    for (_, (pending, _)) in totals {
+        if let Pending::Totals(reply) = pending {
+            let why = "the authority is an older version, which does not store totals: update it";
+            let _ = reply.send(Err(why.into()));
         }
     }
 }
@@ -638,7 +648,7 @@ impl Run {
                         return Ok(());
                     }
                     link.sharing.unknown_type();
-                    link.forget_totals();
+                    link.refuse_totals();
                 }
                 return self.error(denial);
             }
@@ -1075,6 +1085,21 @@ fn now_ms() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn totals_that_an_older_authority_does_not_know_are_not_stored() {
+        let (totals, mut answer) = tokio::sync::oneshot::channel();
+        let (fetch, mut other) = tokio::sync::oneshot::channel();
+        let mut pending = BTreeMap::from([
+            (1, (Pending::Totals(totals), Instant::now())),
+            (2, (Pending::Fetch(fetch), Instant::now())),
+        ]);
+        refuse_totals(&mut pending);
+        let why = answer.try_recv().unwrap().unwrap_err();
+        assert!(why.contains("older") && why.contains("update"), "{why}");
+        // The control: another request is still open.
+        assert_eq!((pending.len(), other.try_recv().is_err()), (1, true));
+    }
 
     #[test]
     fn a_wildcard_listener_is_announced_with_a_reachable_address() {

@@ -3,16 +3,13 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{RecvFlags, SocketFlags, netlink as families, recv};
 
-use crate::netlink::{self, DUMP, NLMSG_DONE, NLMSG_ERROR, Request};
+use crate::netlink::{self, DUMP, NLMSG_ERROR, PATIENCE, Request};
 
-/// A listing that takes longer is aborted.
-const PATIENCE: Duration = Duration::from_secs(2);
 /// From linux/sock_diag.h.
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 /// Sockets in TIME_WAIT, SYN_RECV and NEW_SYN_RECV belong to no program.
@@ -41,9 +38,10 @@ pub(super) fn each(protocol: &str, mut see: impl FnMut(Socket)) -> Result<(), Er
     let number = if protocol == "tcp" { 6 } else { 17 };
     for family in [INET, INET6] {
         let socket = netlink::open(Some(families::SOCK_DIAG), 0, SocketFlags::empty())?;
-        set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE))?;
-        request(family, number, DUMP, None).send(&socket)?;
-        read_all(&socket, &mut see)?;
+        let all = request(family, number, DUMP, None);
+        netlink::list(&socket, all, SOCK_DIAG_BY_FAMILY, |body| {
+            _ = parse(body).map(&mut see);
+        })?;
     }
     Ok(())
 }
@@ -115,26 +113,6 @@ fn request(
         fixed[48..].fill(0xff);
     }
     Request::new(SOCK_DIAG_BY_FAMILY, flags, &fixed)
-}
-
-fn read_all(socket: &OwnedFd, see: &mut impl FnMut(Socket)) -> Result<(), Errno> {
-    let mut buffer = vec![0; 64 << 10];
-    let end = Instant::now() + PATIENCE;
-    while Instant::now() < end {
-        let length = match recv(socket, &mut buffer[..], RecvFlags::empty()) {
-            Err(Errno::INTR) => continue,
-            received => received?.0,
-        };
-        for message in netlink::messages(&buffer[..length]) {
-            match message.kind {
-                NLMSG_DONE => return Ok(()),
-                NLMSG_ERROR => return Err(Errno::INVAL),
-                SOCK_DIAG_BY_FAMILY => _ = parse(message.body).map(&mut *see),
-                _ => {}
-            }
-        }
-    }
-    Err(Errno::TIMEDOUT)
 }
 
 /// struct inet_diag_msg, and the attributes after it.

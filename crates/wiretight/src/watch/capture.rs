@@ -19,6 +19,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::netdevice::name_to_index;
 use socket2::SockFilter;
+use wiretight_scan::passive::file::Frame;
 use wiretight_scan::passive::flow::{Limits, Record, Table};
 use wiretight_scan::passive::packets::LinkType;
 use wiretight_scan::passive::summary::Coverage;
@@ -35,6 +36,8 @@ const SMALLEST_BLOCK: usize = 1 << 17;
 /// ARPHRD_ETHER and ARPHRD_LOOPBACK (linux/if_arp.h).
 const ETHERNET: u16 = 1;
 const LOOPBACK: u16 = 772;
+/// Packets that are passed to a table at a time.
+const TOGETHER: usize = 64;
 const ETHERNET_HEADER: u64 = 14;
 const VLAN_HEADER: u64 = 4;
 
@@ -227,10 +230,16 @@ fn capture(
         // The lock is released between blocks, so that a view need not wait long.
         while let Some(block) = ring.block() {
             any = true;
+            let mut frames = Vec::with_capacity(TOGETHER);
             let mut table = shared.table.lock();
             for packet in Packets::of(block.bytes) {
-                take(&packet, &mut table, shared, ports, &mut other);
+                frames.extend(take(&packet, &mut table, shared, ports, &mut other));
+                if frames.len() == TOGETHER {
+                    table.frames(&frames);
+                    frames.clear();
+                }
             }
+            table.frames(&frames);
         }
         let counted = ring.statistics()?;
         shared.dropped.fetch_add(counted.dropped.into(), Ordering::Relaxed);
@@ -250,15 +259,16 @@ fn capture(
     }
 }
 
-fn take(
-    packet: &Packet<'_>,
+/// Counts a packet. Returns it as a frame for the table, unless it is in the table already.
+fn take<'a>(
+    packet: &Packet<'a>,
     table: &mut Table,
     shared: &Shared,
     ports: &HashSet<u32>,
     other: &mut Vec<u8>,
-) {
+) -> Option<Frame<'a>> {
     if ports.contains(&packet.interface) {
-        return;
+        return None;
     }
     let header = match packet.hardware {
         ETHERNET | LOOPBACK => ETHERNET_HEADER + if packet.vlan { VLAN_HEADER } else { 0 },
@@ -267,7 +277,9 @@ fn take(
     shared.frames.fetch_add(u64::from(packet.length) + header, Ordering::Relaxed);
     let length = packet.length as usize;
     match packet.protocol {
-        0x0800 | 0x86dd => table.frame(LinkType::RAW, packet.at, packet.bytes, length),
+        0x0800 | 0x86dd => {
+            return Some(Frame { link: LinkType::RAW, at: packet.at, bytes: packet.bytes, length });
+        }
         // A second VLAN tag, MPLS, PPPoE: the table gets the number in a header of its own (LINKTYPE_LINUX_SLL).
         0x8100 | 0x88a8 | 0x8847 | 0x8848 | 0x8864 => {
             other.clear();
@@ -278,6 +290,7 @@ fn take(
         }
         _ => _ = shared.other.fetch_add(1, Ordering::Relaxed),
     }
+    None
 }
 
 /// Cuts packets to `snaplen`. On loopback, each packet is seen when it is sent and when it is received: the first is

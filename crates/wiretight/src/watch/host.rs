@@ -162,6 +162,8 @@ struct Known {
     /// Why the child does not answer, or the totals cannot be saved.
     gone: Option<String>,
     unsaved: Option<String>,
+    /// Why the authority does not have all totals.
+    unsent: Option<String>,
 }
 
 impl Watching {
@@ -207,10 +209,10 @@ impl Watching {
             let start = hour.start;
             match agent.totals(hour).await {
                 // An hour that the authority refuses is not sent again.
-                Ok(_) => self.known.lock().ring.sent(start),
+                Ok(_) => self.known.lock().sent(start),
                 Err(error) => {
                     tracing::debug!(%error, "the totals of an hour were not sent");
-                    return;
+                    return self.known.lock().not_sent(start, &error);
                 }
             }
         }
@@ -249,7 +251,8 @@ impl Watching {
         let known = self.known.lock();
         let report = known.report.as_ref();
         let mut problems = report.map(|r| r.problems.clone()).unwrap_or_default();
-        problems.extend(known.gone.iter().chain(&known.unsaved).cloned());
+        problems
+            .extend([&known.gone, &known.unsaved, &known.unsent].into_iter().flatten().cloned());
         let totals = report.map(|r| r.totals.clone()).unwrap_or_default();
         WatchStatus {
             since: report.and_then(|r| r.since),
@@ -290,6 +293,21 @@ impl Watching {
 }
 
 impl Known {
+    fn sent(&mut self, hour: u64) {
+        self.ring.sent(hour);
+        if self.ring.failures() == 0 {
+            self.unsent = None;
+        }
+    }
+
+    fn not_sent(&mut self, hour: u64, why: &dyn std::fmt::Display) {
+        self.ring.failed(hour);
+        let hours = self.ring.failures();
+        self.unsent = Some(format!(
+            "the authority has not stored the totals of {hours} hours, which are kept here and sent again: {why}"
+        ));
+    }
+
     fn note(&mut self, report: Report) {
         if let Some(since) = report.since {
             self.ring.count(since, &report.hours);

@@ -52,6 +52,25 @@ async fn totals_are_kept_by_node_and_only_replaced_by_the_same_node() {
 }
 
 #[tokio::test]
+async fn a_stored_day_that_is_unreadable_is_kept_and_does_not_hold_up_other_days() {
+    let world = World::new();
+    let authority = world.authority().await;
+    let a = world.joined(&authority, "a", &[]).await;
+    let last = now() / HOUR_SECONDS * HOUR_SECONDS - HOUR_SECONDS;
+    let day = last / DAY * DAY;
+    let key = Key::new(format!("watch/a/{day:010}")).unwrap();
+    let newer = br#"[{"start":0,"length":3600,"watched_seconds":9,"totals_by_group":{}}]"#.to_vec();
+    world.store.create(&key, newer.clone()).await.unwrap();
+    let why = a.agent.totals(hour(last, 5)).await.unwrap_err().to_string();
+    assert!(why.contains(key.as_str()) && why.contains("Update the authority"), "{why}");
+    assert_eq!(world.store.get(&key).await.unwrap().unwrap().value, newer);
+    // The control: the stream continues, and another day is stored.
+    assert!(a.agent.totals(hour(day - HOUR_SECONDS, 6)).await.unwrap());
+    let all = authority.totals(0, u64::MAX).await.unwrap();
+    assert_eq!(bytes(&all[&name("a")]), [6]);
+}
+
+#[tokio::test]
 async fn malformed_totals_are_refused_and_do_not_end_the_stream() {
     let world = World::new();
     let authority = world.authority().await;

@@ -2,10 +2,8 @@
 //! Each is a separate network namespace, and the wire is captured.
 
 use std::fs;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::process::Signal;
@@ -184,10 +182,11 @@ fn unmodified_programs_are_encrypted_and_send_no_plaintext() {
 pub(super) struct Group(pub(super) PathBuf);
 
 impl Group {
-    pub(super) fn new() -> Option<Group> {
+    pub(super) fn new(program: &str) -> Option<Group> {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         let root = mounts.lines().find(|l| l.contains(" - cgroup2 "))?.split(' ').nth(4)?;
-        let path = Path::new(root).join(format!("wiretight-test-{}.service", std::process::id()));
+        let name = format!("wiretight-test-{}-{program}.service", std::process::id());
+        let path = Path::new(root).join(name);
         fs::create_dir(&path).ok()?;
         Some(Group(path))
     }
@@ -238,7 +237,7 @@ fn a_mesh_with_one_outsider_goes_from_observe_to_strict_and_back_despite_failure
     if !is_root() {
         return;
     }
-    let Some(group) = Group::new() else {
+    let Some(group) = Group::new("called") else {
         assert!(std::env::var_os("CI").is_none(), "it needs control groups v2, which CI must have");
         return say("skipped: names of programs: control groups v2 are not mounted, or not ours");
     };

@@ -32,5 +32,7 @@ mod transparency;
 mod transparent;
 mod upgrade;
 mod watch_host;
+mod watch_losses;
+mod watch_programs;
 mod web;
 mod wire;

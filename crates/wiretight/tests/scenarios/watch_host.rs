@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -20,10 +21,10 @@ use super::programs::{SSH, sshd};
 use super::rig::*;
 use super::traffic::Postgres;
 
-const CLIENT: &str = "10.77.0.1";
-const SERVER: &str = "10.77.0.2";
+pub(super) const CLIENT: &str = "10.77.0.1";
+pub(super) const SERVER: &str = "10.77.0.2";
 
-fn can(programs: &[&str]) -> bool {
+pub(super) fn can(programs: &[&str]) -> bool {
     has(&["ip", "nft", "nsenter", "python3"]) && has(programs) && is_root()
 }
 
@@ -39,7 +40,7 @@ fn watching(world: &World, ns: &str, name: &str) -> Node {
     node
 }
 
-fn start(node: &mut Node) {
+pub(super) fn start(node: &mut Node) {
     node.start();
     node.ready();
     wait_for("it watches", || watch_status(node)["since"].is_u64());
@@ -52,7 +53,7 @@ fn watch_status(node: &Node) -> Value {
 }
 
 #[track_caller]
-fn listing(node: &Node) -> Listing {
+pub(super) fn listing(node: &Node) -> Listing {
     let (code, body) = node.http("POST", "/v1/watch", r#"{"rows":1000}"#).unwrap();
     assert_eq!(code, 200, "{body}");
     serde_json::from_str(&body).unwrap()
@@ -153,7 +154,7 @@ fn real_programs_are_named_with_level_bytes_and_program() {
     }
     let (world, wire) = (World::new(), Wire::new());
     let (client, server) = (wire.client.clone(), wire.server.clone());
-    let group = Group::new();
+    let group = Group::new("redis");
     let _nginx = nginx(&world, &server);
     let _redis = redis(&world, &server, SERVER, None);
     let _ours = redis(&world, &client, CLIENT, group.as_ref());
@@ -527,4 +528,63 @@ fn what_the_relay_carries_is_carried_and_totals_reach_the_authority() {
     assert_eq!(mesh(&near, false)["nodes"]["client"].as_array().unwrap().len(), 3);
     mesh(&near, true);
     wait_for("nothing is left to send", || watch_status(&near)["unsent_hours"] == 0);
+}
+
+#[test]
+fn a_dry_run_of_strict_mode_lists_what_is_not_strong() {
+    if !can(&[]) {
+        return;
+    }
+    let (world, wire) = (World::new(), Wire::new());
+    let client = wire.client.clone();
+    let sections =
+        "[authority]\nlisten = \"127.0.0.1:7400\"\n[intercept]\nmode = \"observe\"\n[watch]\n";
+    let mut node = world.node("n", sections);
+    node.netns = Some(client.clone());
+    start(&mut node);
+    let dry_run = |more: &[&str]| node.cli(&[&["mode", "strict", "--dry-run"], more].concat());
+    let blockers = || dry_run(&["--json"]).json()["not_strong"].as_array().unwrap().clone();
+    // The control: nothing has crossed the network yet.
+    let of_port = |all: &[Value]| all.iter().any(|b| b["server"] == "10.77.0.2:1001");
+    assert!(!of_port(&blockers()));
+    exchange(&mut connected(&wire, 1001), GET);
+    row(&node, "http", |row| row.server.port() == 1001 && row.seen.level == Level::Plaintext);
+    let all = blockers();
+    assert!(of_port(&all), "{all:#?}");
+    let text = dry_run(&[]).out;
+    for said in ["that is not strong", "10.77.0.2:1001", "http", "[[dial]]"] {
+        assert!(text.contains(said), "{said} is not in\n{text}");
+    }
+}
+
+#[test]
+fn a_stop_during_the_start_leaves_nothing_behind() {
+    if !can(&[]) {
+        return;
+    }
+    let (world, wire) = (World::new(), Wire::new());
+    let client = wire.client.clone();
+    let mut node = watching(&world, &client, "n");
+    let whole = Instant::now();
+    node.kid().signal(Signal::TERM);
+    assert!(node.kid().ended(PATIENCE).is_some_and(|status| status.success()));
+    say(format!("a stop takes {:?}", whole.elapsed()));
+    for delay in [0, 20, 50, 100, 200, 300, 500, 800] {
+        node.start();
+        std::thread::sleep(ms(delay));
+        node.kid().signal(Signal::TERM);
+        let status = node.kid().ended(PATIENCE).unwrap_or_else(|| panic!("it runs: {delay} ms"));
+        // Before the node handles signals, the kernel ends it.
+        let by_signal = status.signal() == Some(Signal::TERM.as_raw());
+        assert!(status.success() || by_signal, "{delay} ms: {status}\n{}", node.log());
+        say(format!("SIGTERM after {delay} ms: {status}"));
+        wait_for("no process and no rule is left", || {
+            let mut pids = Command::new("ip");
+            pids.args(["netns", "pids", &client]);
+            Ran::of(&mut pids, "").good().out.is_empty() && tables(&client).is_empty()
+        });
+    }
+    // The control: it starts, and watches.
+    start(&mut node);
+    assert!(is_watched(&client));
 }

@@ -67,7 +67,13 @@ impl Registry {
             let at = totals_key(node, hour.start / DAY * DAY);
             let kept =
                 update(&*self.store, &at, |old| with_hour(old, hour.clone().into()).map(Some));
-            kept.await.map_err(internal)?;
+            kept.await.map_err(|error| match error {
+                AuthorityError::DamagedRecord => {
+                    tracing::error!(record = at.as_str(), "the stored totals of this day are unreadable, and were not changed");
+                    Denial::new(Code::Internal, format!("the authority cannot read its record {}, which a newer version may have written. Update the authority.", at.as_str()))
+                }
+                error => internal(error),
+            })?;
         }
         self.note_hours(node, newest);
         Ok(())

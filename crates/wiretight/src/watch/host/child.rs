@@ -19,12 +19,14 @@ use rustix::net::sockopt::{
 use rustix::net::{RecvFlags, SocketFlags, netlink as families, recv};
 use serde::{Deserialize, Serialize};
 use wiretight_scan::judge::Level;
+use wiretight_scan::passive::file::Frame;
 use wiretight_scan::passive::flow::{Limits, Table};
 use wiretight_scan::passive::packets::LinkType;
 use wiretight_scan::passive::totals::{Gaps, Hour, Totals};
 
 use super::census::{Census, Own};
 use super::interfaces::Interfaces;
+use super::nflog::Packet;
 use super::programs::Programs;
 use super::{Row, conntrack, nflog};
 use crate::intercept::Owned;
@@ -179,6 +181,8 @@ impl Child {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(e) => return Err(e.into()),
             }
+            // A request, or the end of the node.
+            let may_ask = !fds[0].revents().is_empty();
             drop(fds);
             if let Some(watcher) = &mut self.watcher {
                 watcher.work();
@@ -189,7 +193,7 @@ impl Child {
                     Err(Errno::AGAIN | Errno::INTR) => {}
                     Err(_) => return Ok(()),
                 }
-            } else if !program::read_some(&input, &mut asked, MAX_ASKED)? {
+            } else if may_ask && !program::read_some(&input, &mut asked, MAX_ASKED)? {
                 return Ok(());
             }
             while let Some(end) =
@@ -481,6 +485,7 @@ impl Watcher {
                 }
                 Err(_) => break,
             };
+            let mut frames = Vec::with_capacity(nflog::BATCH as usize);
             for message in netlink::messages(&self.buffer[..length]) {
                 let Some(packet) = nflog::packet(message.kind, message.body) else { continue };
                 if let Some(number) = packet.number {
@@ -490,8 +495,10 @@ impl Watcher {
                     self.noted = self.noted.saturating_sub(lost);
                     self.next = Some(number.wrapping_add(1));
                 }
-                self.flows.frame(LinkType::RAW, now, packet.bytes, packet.length);
+                let Packet { bytes, length, .. } = packet;
+                frames.push(Frame { link: LinkType::RAW, at: now, bytes, length });
             }
+            self.flows.frames(&frames);
         }
     }
 

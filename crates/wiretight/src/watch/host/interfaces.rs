@@ -2,17 +2,12 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
-use std::os::fd::OwnedFd;
-use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{RecvFlags, SocketFlags, recv};
+use rustix::net::SocketFlags;
 
-use crate::netlink::{self, DUMP, NLMSG_DONE, NLMSG_ERROR, Request, attributes, messages};
+use crate::netlink::{self, DUMP, Request, attributes};
 
-/// How long an answer of the kernel may take.
-const PATIENCE: Duration = Duration::from_secs(2);
 /// From linux/rtnetlink.h.
 const NEWLINK: u16 = 16;
 const GETLINK: u16 = 18;
@@ -99,17 +94,17 @@ impl Interfaces {
     /// Counts these interfaces; if empty, those with an IP address, except loopback.
     pub(super) fn read(&mut self, named: &[String]) -> Result<Counted, Errno> {
         let socket = netlink::open(None, 0, SocketFlags::empty())?;
-        set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE))?;
+        let all = |ask: u16, fixed: usize| Request::new(ask, DUMP, &vec![0; fixed]);
         let mut with_address = HashSet::new();
         let mut addresses = HashSet::new();
-        list(&socket, GETADDR, ADDRESS, NEWADDR, |body| {
+        netlink::list(&socket, all(GETADDR, ADDRESS), NEWADDR, |body| {
             if let Some((index, ip)) = address(body) {
                 with_address.insert(index);
                 addresses.insert(ip);
             }
         })?;
         let mut links = Vec::new();
-        list(&socket, GETLINK, LINK, NEWLINK, |body| links.extend(link(body)))?;
+        netlink::list(&socket, all(GETLINK, LINK), NEWLINK, |body| links.extend(link(body)))?;
         let missing = named.iter().filter(|name| !links.iter().any(|l| l.name == **name));
         let missing = missing.cloned().collect();
         links.retain(|l| match named.is_empty() {
@@ -125,34 +120,6 @@ impl Interfaces {
         self.before = links.into_iter().map(|l| (l.index, l)).collect();
         Ok(Counted { bytes, addresses, missing })
     }
-}
-
-/// Calls `see` for the body of each message of a kind.
-fn list(
-    socket: &OwnedFd,
-    ask: u16,
-    fixed: usize,
-    kind: u16,
-    mut see: impl FnMut(&[u8]),
-) -> Result<(), Errno> {
-    Request::new(ask, DUMP, &vec![0; fixed]).send(socket)?;
-    let mut buffer = vec![0; 64 << 10];
-    let end = Instant::now() + PATIENCE;
-    while Instant::now() < end {
-        let length = match recv(socket, &mut buffer[..], RecvFlags::empty()) {
-            Err(Errno::INTR) => continue,
-            received => received?.0,
-        };
-        for message in messages(buffer.get(..length).unwrap_or_default()) {
-            match message.kind {
-                NLMSG_DONE => return Ok(()),
-                NLMSG_ERROR => return Err(netlink::error(message.body).unwrap_or(Errno::INVAL)),
-                other if other == kind => see(message.body),
-                _ => {}
-            }
-        }
-    }
-    Err(Errno::TIMEDOUT)
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ const FIRST: u32 = 12;
 /// Bytes of each of them.
 const LENGTH: u32 = 2048;
 /// Packets that the kernel collects before it wakes us, and how long, in hundredths of a second.
-const BATCH: u32 = 64;
+pub(super) const BATCH: u32 = 64;
 const PATIENCE: u32 = 10;
 /// The kernel's buffer for a batch, in bytes.
 const BUFFER: u32 = 128 << 10;

@@ -24,6 +24,8 @@ pub(super) struct Ring {
     keep: u64,
     hours: BTreeMap<u64, Hour>,
     sent: BTreeSet<u64>,
+    /// Those that the authority could not store. They are offered again after the others.
+    failed: BTreeSet<u64>,
     /// What earlier processes have counted.
     before: BTreeMap<u64, Hour>,
     /// When the process that counts now has started.
@@ -86,18 +88,33 @@ impl Ring {
         self.hours.retain(|start, _| start.saturating_add(Hour::LENGTH) > oldest);
         let hours = &self.hours;
         self.sent.retain(|start| hours.contains_key(start));
+        self.failed.retain(|start| hours.contains_key(start));
     }
 
-    /// Complete hours that the authority does not have, oldest first.
+    /// Complete hours that the authority does not have: those that it could not store last, then oldest first.
     pub(super) fn unsent(&self) -> Vec<Hour> {
         let complete = |hour: &&Hour| hour.start.saturating_add(Hour::LENGTH + SETTLED) <= now();
         let hours = self.hours.values().filter(complete);
-        hours.filter(|hour| !self.sent.contains(&hour.start)).take(AT_ONCE).cloned().collect()
+        let mut unsent: Vec<&Hour> =
+            hours.filter(|hour| !self.sent.contains(&hour.start)).collect();
+        unsent.sort_by_key(|hour| self.failed.contains(&hour.start));
+        unsent.into_iter().take(AT_ONCE).cloned().collect()
     }
 
     /// The authority has this hour.
     pub(super) fn sent(&mut self, start: u64) {
         self.sent.insert(start);
+        self.failed.remove(&start);
+    }
+
+    /// The authority could not store this hour.
+    pub(super) fn failed(&mut self, start: u64) {
+        self.failed.insert(start);
+    }
+
+    /// How many hours the authority could not store.
+    pub(super) fn failures(&self) -> usize {
+        self.failed.len()
     }
 
     pub(super) fn between(&self, from: u64, to: u64) -> Vec<Period> {
@@ -144,6 +161,33 @@ mod tests {
         let mut sum = Sum::default();
         sum.add(kind, Count { connections: 1, bytes });
         Hour { start, watched_seconds: 100, totals: sum.totals() }
+    }
+
+    #[test]
+    fn an_hour_that_the_authority_cannot_store_is_kept_and_does_not_hold_up_the_others() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = PrivateDir::open(temp.path().join("state")).unwrap();
+        let keep = Duration::from_secs(48 * 3600);
+        let mut ring = Ring::load(&dir, keep);
+        let this = now() / Hour::LENGTH * Hour::LENGTH;
+        let hours: Vec<Hour> = (2..20).rev().map(|n| hour(this - n * Hour::LENGTH, n)).collect();
+        ring.count(1, &hours);
+        let first = |ring: &Ring| ring.unsent()[0].start;
+        for bad in &hours[..10] {
+            assert_eq!(first(&ring), bad.start);
+            ring.failed(bad.start);
+        }
+        for good in &hours[10..] {
+            assert_eq!(first(&ring), good.start);
+            ring.sent(good.start);
+        }
+        // Nothing is lost, and all is sent when it can be stored.
+        assert_eq!((ring.failures(), ring.hours.len()), (10, hours.len()));
+        for late in &hours[..10] {
+            assert_eq!(first(&ring), late.start);
+            ring.sent(late.start);
+        }
+        assert_eq!((ring.failures(), ring.unsent()), (0, vec![]));
     }
 
     fn bytes(ring: &Ring, start: u64) -> u64 {
