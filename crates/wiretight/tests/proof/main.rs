@@ -1,10 +1,11 @@
-//! What is claimed about a mesh, compared with what it does.
+//! What is claimed about a mesh, compared with what it does; and the pages that show it.
 
 #![allow(clippy::unwrap_used, reason = "in a test, whatever is not there ends it")]
 
 mod audit;
 #[path = "../common/mod.rs"]
 mod common;
+mod console;
 #[allow(dead_code, reason = "the scenarios use all of it")]
 #[path = "../scenarios/machines.rs"]
 mod machines;
