@@ -485,9 +485,9 @@ mod tests {
         // By bytes, then by name.
         assert_eq!(names[..4], ["p198", "p199", "p196", "p197"]);
         assert_eq!(names[19..], [OTHER; 5]);
-        let mut levels = BTreeMap::new();
+        let mut levels = BTreeMap::<&str, Amount>::new();
         for row in &many.protocols {
-            levels.entry(&*row.level).or_insert_with(Amount::default).add(row.amount);
+            levels.entry(&row.level).or_default().add(row.amount);
         }
         for (n, level) in
             ["unknown", "plaintext", "weak", "acceptable", "strong"].iter().enumerate()
@@ -507,6 +507,32 @@ mod tests {
         let once = many.clone();
         many.tidy();
         assert_eq!(many, once);
+    }
+
+    #[test]
+    fn the_largest_period_is_far_smaller_than_an_entry_may_be() {
+        let name = |n: usize| format!("{n:02}{}", "x".repeat(MAX_NAME - 2));
+        let amount = Amount { connections: u64::MAX, bytes: u64::MAX };
+        let full = MeshPeriod {
+            algorithms: (0..MAX_ROWS)
+                .map(|n| Algorithm {
+                    version: name(n),
+                    key_exchange: name(n),
+                    cipher: name(n),
+                    post_quantum: false,
+                    amount,
+                })
+                .collect(),
+            protocols: (0..MAX_ROWS)
+                .map(|n| Protocol { protocol: name(n), level: name(n), amount })
+                .collect(),
+            releases: (0..MAX_ROWS)
+                .map(|n| Release { version: name(n), nodes: u32::MAX })
+                .collect(),
+            ..period()
+        };
+        MeshPeriod::parse(&full.entry()[2..]).unwrap();
+        assert!(full.entry().len() < 16 << 10, "{}", full.entry().len());
     }
 
     #[test]

@@ -105,33 +105,3 @@ impl fmt::Display for SignedCheckpoint {
         self.note.fmt(f)
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn checkpoints_have_one_form() {
-        let root = Hash::leaf(b"x");
-        let good = format!("log.example/a\n7\n{root}\n");
-        assert_eq!(Checkpoint::parse(&good).unwrap().to_string(), good);
-        let extended = format!("{good}more\n");
-        assert_eq!(Checkpoint::parse(&extended).unwrap().to_string(), extended);
-        let empty = Hash::empty();
-        assert!(Checkpoint::parse(&format!("a\n0\n{empty}\n")).is_ok());
-        for bad in [
-            format!("\n7\n{root}\n"),
-            format!("a\n07\n{root}\n"),
-            format!("a\n+7\n{root}\n"),
-            format!("a\n-7\n{root}\n"),
-            format!("a\n18446744073709551615\n{root}\n"),
-            format!("a\n0\n{root}\n"),
-            format!("a\n7\n{root}"),
-            "a\n7\nAAAA\n".to_owned(),
-            "a\n7\n".to_owned(),
-            format!("a\n7\n{root}\n\nmore\n"),
-        ] {
-            assert!(Checkpoint::parse(&bad).is_err(), "{bad:?}");
-        }
-    }
-}

@@ -6,6 +6,7 @@
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use serde_json::Value;
 use signed_note::{StandardSigner, StandardVerifier, VerifierList};
 use tlog_tiles::{HashReader, TileHashReader, TileReader};
 use wiretight_tlog::cosignature::Algorithm;
@@ -13,7 +14,7 @@ use wiretight_tlog::note::KeyName;
 use wiretight_tlog::tile::{self, Kind, Tile};
 use wiretight_tlog::tree::{self, Node};
 use wiretight_tlog::{
-    Checkpoint, Cosigner, Frontier, Hash, LogKey, LogSigner, Note, Proof, Signature,
+    Checkpoint, Cosigner, Frontier, Hash, LogKey, LogSigner, Note, Policy, Proof, Signature,
     SignedCheckpoint, TreeError, WitnessKey,
 };
 
@@ -217,40 +218,77 @@ fn sigsum_accepts_our_log_and_witness() {
     assert!(verify(&text.replace("leaf_index=300", "leaf_index=301")).is_err());
 }
 
+/// These are also run by the JavaScript that checks the proof page; see crates/wiretight/web/vectors.mjs for their form.
+/// Among them are Go's checksum database, the example of Go's package note, and those of the specifications.
 #[test]
-fn published_keys_and_notes_parse() {
-    let sumdb = "sum.golang.org+033de0ae+Ac4zctda0e5eza+HJyk9SxEdh+s3Ux18htTTAD8OuAn8";
-    assert_eq!(LogKey::parse(sumdb).unwrap().to_string(), sumdb);
-    // The example in the documentation of Go's package note.
-    let key = LogKey::parse("PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW")
-        .unwrap();
-    let text = "If you think cryptography is the answer to your problem,\nthen you don't know what your problem is.\n\n\
-        — PeterNeumann x08go/ZJkuBS9UG/SffcvIAQxVBtiFupLLr8pAcElZInNIuGUgYN1FFYC2pZSNXgKvqfqdngotpRZb6KE6RyyBwJnAM=\n";
-    let note = Note::parse(text).unwrap();
-    assert!(key.signed(&note));
-    assert!(!key.signed(&Note::parse(&text.replace("problem is", "problem was")).unwrap()));
+fn the_shared_vectors_have_their_results() {
+    let all: Value = serde_json::from_str(include_str!("vectors.json")).unwrap();
+    let text = |v: &Value, member: &str| v[member].as_str().unwrap().to_owned();
+    let each = |kind: &str, judge: &dyn Fn(&Value) -> Value| {
+        let vectors = all[kind].as_array().unwrap();
+        for v in vectors {
+            let expected = if kind == "policies" { &v["line"] } else { &v["ok"] };
+            assert_eq!(judge(v), *expected, "{kind}: {v}");
+        }
+        assert!(vectors.len() > 8, "{kind}");
+    };
+    // What is accepted is written as it was.
+    let again = |text: &str, read: Option<String>| match read {
+        Some(written) => {
+            assert_eq!(written, text);
+            true.into()
+        }
+        None => false.into(),
+    };
+    each("notes", &|v| {
+        again(&text(v, "note"), Note::parse(&text(v, "note")).ok().map(|n| n.to_string()))
+    });
+    each("checkpoints", &|v| {
+        let read = SignedCheckpoint::parse(&text(v, "note")).ok();
+        again(&text(v, "note"), read.map(|signed| signed.to_string()))
+    });
+    each("keys", &|v| {
+        let vkey = text(v, "vkey");
+        let read = match v["kind"].as_str() {
+            Some("log") => LogKey::parse(&vkey).ok().map(|key| key.to_string()),
+            _ => WitnessKey::parse(&vkey).ok().map(|key| key.to_string()),
+        };
+        again(&vkey, read)
+    });
+    each("signed", &|v| {
+        let key = LogKey::parse(&text(v, "vkey")).unwrap();
+        key.signed(&Note::parse(&text(v, "note")).unwrap()).into()
+    });
+    each("policies", &|v| match Policy::parse(text(v, "policy")) {
+        Ok(_) => 0.into(),
+        Err(refused) => {
+            let problem = v["problem"].as_str().unwrap_or_default();
+            assert!(refused.problem.contains(problem), "{refused}: {v}");
+            refused.line.into()
+        }
+    });
+}
+
+#[test]
+fn a_private_key_of_go_signs_the_same() {
     let private = "PRIVATE+KEY+PeterNeumann+c74f20a3+AYEKFALVFGyNhPJEMzD1QIDr+Y7hfZx09iUvxdXHKDFz";
     let signer = LogSigner::parse(private).unwrap();
-    assert_eq!(signer.public(), &key);
-    let mut again = Note::new(note.text().to_owned()).unwrap();
+    let all: Value = serde_json::from_str(include_str!("vectors.json")).unwrap();
+    let signed = all["signed"][0]["note"].as_str().unwrap();
+    let mut again = Note::new(Note::parse(signed).unwrap().text().to_owned()).unwrap();
     signer.sign(&mut again);
-    assert_eq!(again.to_string(), text, "Ed25519 has one signature for a text");
+    assert_eq!(again.to_string(), signed, "Ed25519 has one signature for a text");
 }
 
 #[test]
 fn the_examples_in_the_specifications_parse() {
-    // C2SP signed-note.
-    let note = "Ognuno sta solo sul cuor della terra\ntrafitto da un raggio di sole:\n\ned è subito sera.\n\n\
-        — quasimodo.example/salvatore NnugSzTjtVAewIS+Z/iJhUPeFDkO/5QQ2i5ddnGITLlC+EhfLW9oJKONrMouFSQU0xMcXxj99ihAQwaqP3ZekRwNtIc=\n";
-    let read = Note::parse(note).unwrap();
-    assert!(read.text().ends_with(":\n\ned è subito sera.\n"));
-    assert_eq!((read.signatures().len(), read.to_string()), (1, note.to_owned()));
-    // C2SP tlog-cosignature.
-    let cosigned = "example.com/behind-the-sofa\n20852163\nCsUYapGGPo4dkMgIAUqom/Xajj7h2fB2MPA3j2jxq2I=\n\n\
-        — example.com/behind-the-sofa Az3grlgtzPICa5OS8npVmf1Myq/5IZniMp+ZJurmRDeOoRDe4URYN7u5/Zhcyv2q1gGzGku9nTo+zyWE+xeMcTOAYQ8=\n\
-        — witness.example.com/w1 jWbPPwAAAABkGFDLEZMHwSRaJNiIDoe9DYn/zXcrtPHeolMI5OWXEhZCB9dlrDJsX3b2oyin1nPZqhf5nNo0xUe+mbIUBkBIfZ+qnA==\n";
+    // C2SP tlog-cosignature: the only checkpoint among the vectors with two signatures.
+    let all: Value = serde_json::from_str(include_str!("vectors.json")).unwrap();
+    let mut notes =
+        all["checkpoints"].as_array().unwrap().iter().filter_map(|v| v["note"].as_str());
+    let cosigned = notes.find(|note| note.contains("witness.example.com/w1")).unwrap();
     let read = SignedCheckpoint::parse(cosigned).unwrap();
-    assert_eq!((read.unverified().size, read.to_string()), (20_852_163, cosigned.to_owned()));
+    assert_eq!(read.unverified().size, 20_852_163);
     let cosignature: &Signature = &read.note().signatures()[1];
     let time = u64::from_be_bytes(*cosignature.bytes.first_chunk().unwrap());
     assert_eq!(

@@ -10,6 +10,7 @@
 //! - [`intercept`]: loads and maintains the kernel's rules
 //! - [`watch`]: which traffic is encrypted
 //! - [`web`]: HTTP client and server for the log
+//! - [`proof`], [`console`]: what is claimed about the mesh and how it is proved; the pages that show it
 //! - [`config`]: the configuration file
 //! - [`logging`], [`private_dir`]: log lines, files in the state directory
 //! - [`sandbox`], `privilege`, `program`: restrictions of this process, and starting another one
@@ -23,6 +24,7 @@ pub mod authority;
 pub mod cli;
 mod clock;
 pub mod config;
+pub mod console;
 pub mod control;
 pub mod intercept;
 pub mod log;

@@ -7,10 +7,12 @@
 //   dir, path  a folder, which is served on a port of 127.0.0.1, and a path in it (index.html); with `file`, it is opened
 //              as file:// instead
 //   scripts    false: without JavaScript
+//   now        what the page's clock says all the time, in seconds since 1970
 //   steps      what the visitor does: ["fill", SELECTOR, TEXT], ["click", SELECTOR], ["files", SELECTOR, [PATH]],
 //              ["drop", SELECTOR, [PATH]], ["wait", SELECTOR], ["save", SELECTOR, PATH] (clicks, and keeps the download),
-//              ["serve", DIR] (the same address has another folder from now on), ["open", PATH], ["evaluate", SCRIPT]
-//   read       {NAME: SELECTOR}: the texts of these elements are returned
+//              ["serve", DIR] (the same address has another folder from now on), ["open", PATH] (on the same server),
+//              ["read", NAME, SELECTOR] (as below, but now), ["evaluate", SCRIPT] (its value is added to `results`)
+//   read       {NAME: SELECTOR}: at the end, the texts of these elements are returned
 //   axe        true: axe-core, in light, dark and print colours; it needs JavaScript
 //   shots      true: screenshots in light, dark, print and 375 px; also whether the page is too wide for 320 px, which is
 //              1280 px at 400 % zoom
@@ -62,7 +64,9 @@ async function drop(page, selector, paths) {
     await page.dispatchEvent(selector, 'drop', { dataTransfer: data });
 }
 
-async function step(page, served, [what, ...more]) {
+const textsOf = (page, selector) => page.locator(selector).evaluateAll((all) => all.map((e) => e.innerText));
+
+async function step(page, served, seen, [what, ...more]) {
     switch (what) {
         case 'fill': return page.fill(...more);
         case 'click': return page.click(...more);
@@ -70,7 +74,8 @@ async function step(page, served, [what, ...more]) {
         case 'drop': return drop(page, ...more);
         case 'wait': return page.waitForSelector(...more);
         case 'open': return page.goto(new URL(more[0], page.url()).href);
-        case 'evaluate': return page.evaluate(more[0]);
+        case 'evaluate': seen.results.push(await page.evaluate(more[0])); return;
+        case 'read': seen.read[more[0]] = await textsOf(page, more[1]); return;
         case 'serve': served.dir = more[0]; return;
         case 'save': {
             const [download] = await Promise.all([page.waitForEvent('download'), page.click(more[0])]);
@@ -112,12 +117,12 @@ async function screenshots(page, name) {
     return wide;
 }
 
-async function visit(browser, { name, url, dir, path = 'index.html', file, scripts = true, steps = [], read = {}, axe, shots }) {
+async function visit(browser, { name, url, dir, path = 'index.html', file, scripts = true, now, steps = [], read = {}, axe, shots }) {
     const served = dir && !file ? await serve(dir) : undefined;
     const start = url ?? (file ? pathToFileURL(join(dir, path)).href : served.url + path);
     const context = await browser.newContext({ javaScriptEnabled: scripts, viewport: { width: 1280, height: 900 } });
     context.setDefaultTimeout(patience);
-    const seen = { name, requests: [], foreign: [], problems: [], read: {} };
+    const seen = { name, requests: [], foreign: [], problems: [], results: [], read: {} };
     const host = new URL(start).host;
     await context.route('**', (route) => {
         const to = new URL(route.request().url());
@@ -129,12 +134,13 @@ async function visit(browser, { name, url, dir, path = 'index.html', file, scrip
     page.on('console', (m) => m.type() === 'error' && seen.problems.push(m.text()));
     page.on('pageerror', (e) => seen.problems.push(String(e)));
     try {
+        if (now) await page.clock.setFixedTime(now * 1000);
         const response = await page.goto(start);
         Object.assign(seen, { status: response?.status() ?? 0, headers: response?.headers() ?? {} });
-        for (const one of steps) await step(page, served, one);
+        for (const one of steps) await step(page, served, seen, one);
         seen.title = await page.title();
         for (const [key, selector] of Object.entries(read)) {
-            seen.read[key] = await page.locator(selector).evaluateAll((all) => all.map((e) => e.innerText));
+            seen.read[key] = await textsOf(page, selector);
         }
         if (axe) seen.axe = await axeFindings(page, scripts);
         if (shots) seen.wide = await screenshots(page, name);
@@ -147,6 +153,8 @@ async function visit(browser, { name, url, dir, path = 'index.html', file, scrip
     return seen;
 }
 
+// What waits in a page has no time limit of its own.
+setTimeout(() => { console.error('the browser takes longer than 5 minutes'); process.exit(1); }, 5 * patience).unref();
 const { out, visits } = JSON.parse(await text(process.stdin));
 await mkdir(out, { recursive: true });
 const browser = await chromium.launch({

@@ -31,8 +31,8 @@ const judges = {
     judged: async (c, v) => {
         const { signed, time, possible, witnesses } = await c.judge(await c.readPolicy(v.policy), await c.readSigned(v.note));
         // What a browser cannot check must be open, not false, if the quorum is complete with it.
-        const open = v.time === '' || time !== undefined || possible;
-        return { signed, browser: String(time ?? ''), open, unchecked: witnesses.some((w) => w.unchecked && w.time !== undefined) };
+        const open = !v.time || time !== undefined || possible;
+        return { signed, browser: signed ? String(time ?? '') : '', open, unchecked: witnesses.some((w) => w.unchecked && w.time !== undefined) };
     },
     inclusion: async (c, v) => {
         const [leaf, root, ...proof] = [v.leaf, v.root, ...v.proof].map(c.hashOf);

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use serde::Serialize;
 
 use super::flow::Record;
-use super::summary::Row;
+use super::summary::{Key, Row};
 use super::{Sealed, StartTls, Transport};
 use crate::facts::{Answer, WEAK_SUITES};
 use crate::judge::rules::{Finding, RULES, Rule, Test};
@@ -57,17 +57,17 @@ pub struct Blocker {
     pub own: bool,
 }
 
-/// The rows that strict mode would have to do without, the worst and largest first. Not among them are traffic on loopback,
-/// which does not leave the machine, and ICMP: strict mode lets errors and neighbour discovery pass.
+/// Whether strict mode would have to do without it. That is not so for traffic on loopback, which does not leave the
+/// machine, and ICMP: strict mode lets errors and neighbour discovery pass.
+pub fn blocks(key: &Key) -> bool {
+    key.level != Level::Strong && !key.server.ip().is_loopback() && key.transport != Transport::Icmp
+}
+
+/// The rows that strict mode would have to do without, the worst and largest first.
 pub fn blockers(rows: Vec<Row>) -> Vec<Blocker> {
-    let blocks = |row: &Row| {
-        row.key.level != Level::Strong
-            && !row.key.server.ip().is_loopback()
-            && row.key.transport != Transport::Icmp
-    };
     let mut found: Vec<Blocker> = rows
         .into_iter()
-        .filter(blocks)
+        .filter(|row| blocks(&row.key))
         .map(|row| {
             let own =
                 is_private(row.key.server.ip()) && row.clients.iter().copied().all(is_private);

@@ -279,6 +279,16 @@ pub struct HoursAnswer {
     pub nodes: BTreeMap<Name, Vec<Period>>,
 }
 
+/// The response to `POST /v1/console`: a link that works once. No `Debug`, because it is secret.
+#[derive(Serialize, Deserialize)]
+pub struct ConsoleAnswer {
+    pub link: String,
+    /// The same at sites of the edge that lead to the console. Only one of all these can be used.
+    pub sites: Vec<String>,
+    /// For how long they can be used.
+    pub seconds: u64,
+}
+
 /// What `wiretight status --json` prints.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Status {

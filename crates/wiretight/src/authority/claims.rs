@@ -109,8 +109,8 @@ impl Record {
 /// A period that is not known to be in the log.
 struct Waiting {
     record: Record,
-    /// An earlier attempt may have appended it.
-    tried: bool,
+    /// An earlier attempt may have appended it, before the log reached this size.
+    tried: Option<u64>,
 }
 
 /// The task that logs periods.
@@ -142,7 +142,9 @@ impl Claims {
         let (mut waiting, mut logged_until) = (BTreeMap::new(), None);
         for (at, record) in records(&*store, FOLDER).await? {
             match record.index {
-                None => drop(waiting.insert(at, Waiting { record, tried: true })),
+                None => {
+                    waiting.insert(at, Waiting { record, tried: Some(log.status().size) });
+                }
                 Some(_) => logged_until = logged_until.max(end_of_hour(&record)),
             }
         }
@@ -246,7 +248,7 @@ impl Claims {
         let at = period_key(period.length, period.start);
         match self.store.create(&at, json(&record)).await {
             Ok(_) => {
-                self.waiting.insert(at, Waiting { record, tried: false });
+                self.waiting.insert(at, Waiting { record, tried: None });
                 Ok(())
             }
             Err(Error::Conflict { .. }) => Ok(()),
@@ -277,11 +279,10 @@ impl Claims {
     async fn append(&mut self, now: u64) -> Result<(), AuthorityError> {
         let log = self.log.status();
         self.status.lock().waiting = self.waiting.len();
-        // While witnesses are missing, an entry may be in the log already, and cannot be found.
-        let published = self.log.checkpoint().map(|c| c.unverified().size);
-        if self.waiting.is_empty() || log.problem.is_some() || published != Some(log.size) {
+        if self.waiting.is_empty() || log.problem.is_some() || log.waiting_since.is_some() {
             return Ok(());
         }
+        let published = self.log.checkpoint().map(|c| c.unverified().size);
         let over = self.over(now);
         for at in self.waiting.keys().cloned().collect::<Vec<_>>() {
             let Some(waiting) = self.waiting.get_mut(&at) else { continue };
@@ -292,7 +293,10 @@ impl Claims {
             };
             let entry = period.entry();
             let mut index = None;
-            if waiting.tried {
+            if let Some(reached) = waiting.tried {
+                if published < Some(reached) {
+                    continue; // it cannot be found yet
+                }
                 let found = self.log.find(&entry, waiting.record.from).await;
                 index = found.map_err(CaError::Log)?;
             }
@@ -310,8 +314,9 @@ impl Claims {
                 if end > over {
                     continue;
                 }
-                waiting.tried = true;
-                match timeout(PATIENCE, self.log.append(entry)).await {
+                let appended = timeout(PATIENCE, self.log.append(entry)).await;
+                waiting.tried = Some(self.log.status().size);
+                match appended {
                     Ok(proof) => index = Some(proof.map_err(CaError::Log)?.index),
                     Err(_) => return Ok(()),
                 }

@@ -5,6 +5,7 @@ mod audit;
 mod authority;
 mod check;
 mod confirm;
+mod console;
 mod demo;
 mod join;
 mod mode;
@@ -67,6 +68,7 @@ enum Verb {
     Run(run::Run),
     Check(check::Check),
     Status(status::Status),
+    Console(console::Console),
     Reload(run::Reload),
     Upgrade(upgrade::Upgrade),
     Mode(mode::Mode),
@@ -172,6 +174,7 @@ pub fn main() -> ExitCode {
         Verb::Run(verb) => verb.run(),
         Verb::Check(verb) => verb.run(),
         Verb::Status(verb) => verb.run(),
+        Verb::Console(verb) => verb.run(),
         Verb::Reload(verb) => verb.run(),
         Verb::Upgrade(verb) => verb.run(),
         Verb::Mode(verb) => verb.run(),

@@ -14,14 +14,15 @@ use wiretight_proxy::registry::{MAX_ALLOWED, MAX_PORTS};
 use wiretight_proxy::relay::settings::{DialSettings, RelaySettings, ServiceSettings};
 
 use super::across::Across;
+use super::console::read_console;
 use super::edge::read_edge;
 use super::exception::read_exceptions;
 use super::intercept::read_intercept;
 use super::limits;
 use super::report::{Complaint, Report, bare, not_toml};
 use super::section::{
-    ACME_SERVER, AUTHORITY, DIAL, EXCEPTION, INTERCEPT, LOG, Located, NODE, SERVICE, Section,
-    Setting, WATCH, WITNESSES, many, one, unknown_at_top,
+    ACME_SERVER, AUTHORITY, CONSOLE, DIAL, EXCEPTION, INTERCEPT, LOG, Located, NODE, SERVICE,
+    Section, Setting, WATCH, WITNESSES, many, one, unknown_at_top,
 };
 use super::value::*;
 use super::watch::read_watch;
@@ -73,6 +74,9 @@ pub(super) fn read_document(report: &mut Report<'_>, text: &str) -> Option<Confi
         one(report, &mut root, &WITNESSES).and_then(|section| read_witnesses(report, section));
     let log = one(report, &mut root, &LOG)
         .and_then(|section| read_log(report, section, across.authority_line, &mut across));
+    let authority_line = across.authority_line;
+    let console = one(report, &mut root, &CONSOLE)
+        .map(|section| read_console(report, section, authority_line, &mut across));
     let mut services = Vec::new();
     let mut advertise = BTreeMap::new();
     let mut service_lines = Vec::new();
@@ -123,6 +127,7 @@ pub(super) fn read_document(report: &mut Report<'_>, text: &str) -> Option<Confi
         authority,
         witnesses,
         log: log.unwrap_or_default(),
+        console,
         acme_server,
         relay: RelaySettings { services, dials, intercept: redirected },
         intercept,

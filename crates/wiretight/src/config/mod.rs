@@ -12,6 +12,7 @@
 
 mod across;
 mod certificates;
+mod console;
 mod document;
 mod edge;
 mod edit;
@@ -36,7 +37,7 @@ use std::time::Duration;
 
 use wiretight_keys::{Id, Name, TrustDomain};
 use wiretight_proxy::edge::settings::{At, EdgeSettings, SiteName, SiteSettings};
-use wiretight_proxy::network::HostPort;
+use wiretight_proxy::network::{Backend, HostPort};
 use wiretight_proxy::relay::settings::RelaySettings;
 
 pub use certificates::{
@@ -44,6 +45,7 @@ pub use certificates::{
     OnDemandSite,
 };
 pub(crate) use certificates::{acme_socket, reserved};
+pub use console::Console;
 use document::read_document;
 pub(crate) use edit::ModeEdit;
 pub use exception::{Exception, Subject};
@@ -68,6 +70,8 @@ pub struct Config {
     pub witnesses: Option<Witnesses>,
     /// `[log]`
     pub log: Log,
+    /// `[console]`
+    pub console: Option<Console>,
     /// `[acme_server]`. Its site is the last of [`EdgeSettings::sites`].
     pub acme_server: Option<AcmeServer>,
     /// All `[[service]]` and `[[dial]]`, in file order.
@@ -192,6 +196,25 @@ impl Config {
             || self.share.is_some()
             || (self.edge.sites.is_empty() && self.watch.is_none())
             || self.edge.sites.iter().any(members)
+    }
+
+    /// Whether a host is the name of a site that leads to the console, and requires a client certificate.
+    pub(crate) fn is_console_site(&self, host: &str) -> bool {
+        let Some(Console { listen }) = &self.console else { return false };
+        let console = Backend::Tcp((*listen).into());
+        // A site for everybody is not accepted.
+        let leads = |s: &SiteSettings| {
+            (s.clients.is_some() || s.client_ca.is_some())
+                && s.to.iter().any(|to| matches!(&to.at, At::Here(backend) if *backend == console))
+        };
+        let mut sites = self.edge.sites.iter().filter(|site| leads(site));
+        sites.any(|site| site.names.iter().any(|name| name.covers(host)))
+    }
+
+    /// The names of the sites that lead to the console, without wildcards.
+    pub(crate) fn console_sites(&self) -> Vec<SiteName> {
+        let names = self.edge.sites.iter().flat_map(|site| &site.names);
+        names.filter(|n| !n.is_wildcard() && self.is_console_site(n.as_str())).cloned().collect()
     }
 
     /// The sites whose certificates are files.

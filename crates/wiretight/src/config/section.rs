@@ -206,7 +206,14 @@ pub(super) const WATCH: Shape = Shape {
     keys: &[("interfaces", r#"["eth0"]"#), ("keep", r#""48h""#)],
 };
 
-pub(super) const SHAPES: [&Shape; 13] = [
+pub(super) const CONSOLE: Shape = Shape {
+    name: "console",
+    repeats: false,
+    title: "",
+    keys: &[("listen", r#""127.0.0.1:7492""#)],
+};
+
+pub(super) const SHAPES: [&Shape; 14] = [
     &NODE,
     &AUTHORITY,
     &WITNESSES,
@@ -220,6 +227,7 @@ pub(super) const SHAPES: [&Shape; 13] = [
     &SITE,
     &ACME,
     &ACME_SERVER,
+    &CONSOLE,
 ];
 
 impl Shape {

@@ -165,6 +165,21 @@ pub(super) fn admin(v: &DeValue<'_>) -> Result<Option<SocketAddr>, Complaint> {
     Ok(Some(addr))
 }
 
+/// Where the console listens: on this machine only, because it is not encrypted.
+pub(super) fn console_listen(v: &DeValue<'_>) -> Result<SocketAddr, Complaint> {
+    let addr = listen_or(v, Ipv4Addr::LOCALHOST)?;
+    if !addr.ip().to_canonical().is_loopback() {
+        let port = addr.port();
+        return Err(Complaint::new(
+            format!("{addr} is not a loopback address, and the console is not encrypted"),
+            format!(
+                "write \"127.0.0.1:{port}\"; to open it from elsewhere, add a [[site]] with clients and to = \"127.0.0.1:{port}\""
+            ),
+        ));
+    }
+    Ok(addr)
+}
+
 /// An address that another machine can connect to.
 pub(super) fn reachable(v: &DeValue<'_>) -> Result<HostPort, Complaint> {
     let s = text(v)?;

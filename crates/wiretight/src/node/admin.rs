@@ -201,6 +201,7 @@ async fn route(
             let request: HoursRequest = parse(&body)?;
             ok(daemon.hours(request).await?)
         }
+        (&Method::POST, "/v1/console") => ok(daemon.console_link()?),
         (&Method::POST, "/v1/audit") => {
             let window: Window = parse(&body)?;
             ok(daemon.audit(window).await?)

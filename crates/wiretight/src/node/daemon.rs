@@ -1,5 +1,6 @@
 //! A running node as the admin interface sees it: its status, and the operations it can be asked for.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -13,14 +14,15 @@ use wiretight_proxy::{Edge, Mesh, Relay};
 
 use crate::acme::{self, Acme};
 use crate::admin::api::{
-    AddressesAnswer, BundleAnswer, DialStatus, GrantAnswer, HoursAnswer, HoursRequest,
-    IdentityStatus, NodesAnswer, ProcessStatus, ReloadAnswer, RemoveAnswer, RenewAnswer,
-    RevokeTokenAnswer, RotateStep, ServiceStatus, Status, SvidAnswer, TokenAnswer, TokensAnswer,
-    TransparencyStatus, WatchRequest,
+    AddressesAnswer, BundleAnswer, ConsoleAnswer, DialStatus, GrantAnswer, HoursAnswer,
+    HoursRequest, IdentityStatus, NodesAnswer, ProcessStatus, ReloadAnswer, RemoveAnswer,
+    RenewAnswer, RevokeTokenAnswer, RotateStep, ServiceStatus, Status, SvidAnswer, TokenAnswer,
+    TokensAnswer, TransparencyStatus, WatchRequest,
 };
 use crate::agent::{AgentHandle, AgentParams};
 use crate::authority::{Affected, AuthorityError, AuthorityHandle, CaStatus, Grant, Ttls};
 use crate::config::Config;
+use crate::console::session::{self, Sessions};
 use crate::control::Code;
 use crate::intercept::Interception;
 use crate::logging::chain;
@@ -48,6 +50,8 @@ pub struct Daemon {
     pub(crate) authority: Option<AuthorityHandle>,
     pub(crate) interception: Option<Arc<Interception>>,
     pub(crate) watching: Option<Arc<Watching>>,
+    /// The console's address and sessions.
+    pub(crate) console: Option<(SocketAddr, Arc<Sessions>)>,
     pub(crate) sandbox: Sandbox,
     pub(crate) started: Instant,
     /// Set until the previous process has handed the node over.
@@ -80,6 +84,10 @@ impl From<AuthorityError> for RequestError {
 
 const NOT_WATCHING: RequestError = RequestError::NotHere(
     "this node does not watch its traffic: add [watch] to its configuration and restart it",
+);
+
+const NO_CONSOLE: RequestError = RequestError::NotHere(
+    "this node has no console: add [console] to the configuration of the authority's node and restart it",
 );
 
 const NO_AUTHORITY: RequestError = RequestError::NotHere(
@@ -464,6 +472,21 @@ impl Daemon {
         })
     }
 
+    /// A link to the console that works once.
+    pub(crate) fn console_link(&self) -> Result<ConsoleAnswer, RequestError> {
+        let (address, sessions) = self.console.as_ref().ok_or(NO_CONSOLE)?;
+        let secret = sessions.link(Instant::now()).map_err(|e| {
+            RequestError::Failed(format!("cannot get random bytes from the system: {e}"))
+        })?;
+        let sites = self.config.load().console_sites();
+        let sites = sites.iter().map(|name| format!("https://{name}/enter/{secret}"));
+        Ok(ConsoleAnswer {
+            link: format!("http://{address}/enter/{secret}"),
+            sites: sites.collect(),
+            seconds: session::LINK.as_secs(),
+        })
+    }
+
     /// The keys and state of the authority.
     pub fn authority_status(&self) -> Result<CaStatus, RequestError> {
         Ok(self.authority()?.ca_status())
@@ -505,6 +528,7 @@ fn changed_for_good(old: &Config, new: &Config) -> Vec<(bool, &'static str)> {
             "[witnesses] (with [authority])",
         ),
         (old.acme_server != new.acme_server, "[acme_server]"),
+        (old.console != new.console, "[console]"),
         (old.intercept.is_some() != new.intercept.is_some(), "[intercept], added or removed,"),
         (old.watch != new.watch, "[watch]"),
         (old.share != new.share, "[edge] share"),

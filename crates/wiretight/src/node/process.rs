@@ -40,6 +40,8 @@ use crate::agent::{
 };
 use crate::authority::{Authority, AuthorityError, AuthorityHandle, AuthorityParams};
 use crate::config::Config;
+use crate::console::session::Sessions;
+use crate::console::{Console, Sources};
 use crate::intercept::Interception;
 use crate::logging::chain;
 use crate::private_dir::PrivateDir;
@@ -359,6 +361,20 @@ impl Control<'_> {
         if let (Some(section), Some(authority)) = (&config.acme_server, &authority) {
             acme_server::serve::start(&config, section, authority, store)?;
         }
+        let console = config.console.as_ref().zip(authority.as_ref());
+        let console = console.map(|(section, authority)| {
+            let listener = plane.listen(section.listen).with_context(|| {
+                format!(
+                    "cannot listen on {} ([console] listen): choose another port",
+                    section.listen
+                )
+            })?;
+            anyhow::Ok((listener, Arc::<Sessions>::default(), authority.clone()))
+        });
+        let console = console.transpose()?;
+        let door = console
+            .as_ref()
+            .map(|(listener, sessions, _)| anyhow::Ok((listener.local_addr()?, sessions.clone())));
         let daemon = Arc::new(Daemon {
             config: plane.config.clone(),
             mesh: plane.mesh.clone(),
@@ -371,6 +387,7 @@ impl Control<'_> {
             authority,
             interception: plane.interception.clone(),
             watching: plane.watching.clone(),
+            console: door.transpose()?,
             sandbox: plane.sandbox,
             started: plane.started,
             taking_over: AtomicBool::new(predecessor.is_some()),
@@ -408,6 +425,9 @@ impl Control<'_> {
             anyhow::Ok(tokio::spawn(run))
         });
         let watching = watching.transpose()?;
+        if let Some((listener, sessions, authority)) = console {
+            start_console(&daemon, listener, sessions, authority, stop.subscribe())?;
+        }
         tokio::spawn(daemon.site_files.clone().watch());
         tokio::spawn(daemon.acme.clone().run());
         tokio::spawn(health::keep(plane.edge.clone(), PrivateDir::open(state.path())?));
@@ -487,6 +507,29 @@ impl Control<'_> {
             }
         }
     }
+}
+
+/// Serves the console until `end`.
+fn start_console(
+    daemon: &Arc<Daemon>,
+    listener: TcpListener,
+    sessions: Arc<Sessions>,
+    authority: AuthorityHandle,
+    end: watch::Receiver<bool>,
+) -> anyhow::Result<()> {
+    let address = listener.local_addr()?;
+    let (status, registry, sites) = (daemon.clone(), daemon.clone(), daemon.clone());
+    let sources = Sources {
+        authority,
+        status: Box::new(move || status.status()),
+        registry: Box::new(move || registry.registry()),
+        is_site: Box::new(move |host| sites.config().is_console_site(host)),
+    };
+    let console = Arc::new(Console::new(sources, address, sessions));
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    tokio::spawn(crate::web::server::serve(console, listener, None, end));
+    tracing::info!(listen = %address, "the console is served");
+    Ok(())
 }
 
 /// The authority, if this node runs it, and the node's store.

@@ -16,11 +16,13 @@ use crate::control::report::{Exception, ExceptionKind, Explanation, NodeReport};
 use crate::intercept::Interception;
 use crate::logging::chain;
 use crate::private_dir::PrivateDir;
+use crate::watch::host::carried;
 
 /// How often to check whether something has changed.
 const LOOK: Duration = Duration::from_secs(5);
-/// How often to report if nothing has.
+/// How often to report if nothing has; without a watch, whose rows are fewer.
 const EVERY: Duration = Duration::from_secs(300);
+const EVERY_CARRIED: Duration = Duration::from_secs(30);
 const FILE: &str = "mode.json";
 /// How often the file is written, in seconds.
 const NOTE: u64 = 60;
@@ -83,16 +85,23 @@ impl Reporting {
 
     /// Reports changes, and everything from time to time.
     pub(super) async fn run(mut self, daemon: Arc<Daemon>) {
+        let every = if daemon.watching.is_some() { EVERY } else { EVERY_CARRIED };
         let mut last: Option<(NodeReport, Instant)> = None;
+        let mut had_rows = false;
         loop {
             let report = self.report(&daemon);
             let is_due = match &last {
-                Some((before, at)) => *before != report || at.elapsed() >= EVERY,
+                Some((before, at)) => *before != report || at.elapsed() >= every,
                 None => true,
             };
-            if is_due && !daemon.agent.status().alone {
-                last = Some((report.clone(), Instant::now()));
-                daemon.agent.report(with_rows(&daemon, report).await.bounded()).await;
+            if (is_due || !had_rows) && !daemon.agent.status().alone {
+                let full = with_rows(&daemon, report.clone()).await.bounded();
+                let has_rows = !full.rows.good.is_empty();
+                // The first rows are not held back.
+                if is_due || has_rows {
+                    (last, had_rows) = (Some((report, Instant::now())), has_rows);
+                    daemon.agent.report(full).await;
+                }
             }
             sleep(LOOK).await;
         }
@@ -131,7 +140,10 @@ impl Reporting {
 }
 
 async fn with_rows(daemon: &Daemon, mut report: NodeReport) -> NodeReport {
-    let Some(host) = &daemon.watching else { return report };
+    let Some(host) = &daemon.watching else {
+        report.rows = carried(&daemon.relay).into();
+        return report;
+    };
     match host.listing(None, usize::MAX).await {
         Ok(listing) => {
             report.more_rows = listing.left_out.saturating_add(listing.forgotten);

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use wiretight_proxy::Relay;
 use wiretight_proxy::intercept::listing::Program;
-use wiretight_proxy::relay::Connection;
+use wiretight_proxy::relay::{Connection, Side};
 use wiretight_scan::judge::Level;
 use wiretight_scan::passive::flow::Record;
 use wiretight_scan::passive::summary::{self, By, Flow, Programs};
@@ -329,6 +329,34 @@ fn own(config: &Config, relay: &Relay) -> Own {
         edge: config.edge.https.clone(),
         sessions: sessions.into_iter().filter_map(session).collect(),
     }
+}
+
+/// Who talks to whom through the relay now. This is known exactly without a watch, and nothing else is: the bytes are those
+/// of programs, of the connections that are open.
+pub(crate) fn carried(relay: &Relay) -> Vec<summary::Row> {
+    let mut rows = summary::Rows::new(By::Pair, MAX_ROWS);
+    let now = jiff::Timestamp::now();
+    for of in relay.status(usize::MAX).connections {
+        let (side, age) = (of.side, jiff::SignedDuration::from_secs(of.age_seconds as i64));
+        let (sent, received) = (of.bytes_out, of.bytes_in);
+        let Some(Session { local, peer, seen }) = session(of) else { continue };
+        let (client, server, bytes) = match side {
+            Side::Dial => (local, peer, [sent, received]),
+            Side::Service => (peer, local, [received, sent]),
+        };
+        rows.add(&Flow::from(Record {
+            transport: Transport::Tcp,
+            client,
+            server,
+            first: now.checked_sub(age).unwrap_or(now),
+            last: now,
+            packets: [0, 0],
+            bytes,
+            whole: true,
+            seen: Arc::new(seen),
+        }));
+    }
+    rows.list()
 }
 
 /// A connection of the relay, as it was negotiated.

@@ -1,10 +1,12 @@
-//! What is claimed about a mesh, compared with what it does.
+//! What is claimed about a mesh, compared with what it does; and the pages that show it.
 
 #![allow(clippy::unwrap_used, reason = "in a test, whatever is not there ends it")]
 
 mod audit;
+mod browser;
 #[path = "../common/mod.rs"]
 mod common;
+mod console;
 #[allow(dead_code, reason = "the scenarios use all of it")]
 #[path = "../scenarios/machines.rs"]
 mod machines;
@@ -12,3 +14,4 @@ mod mesh;
 #[allow(dead_code, reason = "the scenarios use all of it")]
 #[path = "../scenarios/rig.rs"]
 mod rig;
+mod vectors;

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use wiretight_keys::Name;
 use wiretight_proxy::clock::now;
@@ -55,6 +56,12 @@ struct Record {
     report: NodeReport,
 }
 
+/// The part of a [`Period`] that is needed at the start, when those of all nodes are read.
+#[derive(Deserialize)]
+struct Start {
+    start: u64,
+}
+
 /// A member of the mesh in an hour.
 pub(in crate::authority) struct Member {
     pub(in crate::authority) report: Option<Arc<NodeReport>>,
@@ -73,7 +80,7 @@ impl Registry {
                 known = Reported { report, at: Some(*at), stored: *at, last_hour: None };
             }
             for day in [now() / DAY * DAY, (now() / DAY * DAY).saturating_sub(DAY)] {
-                let hours = self.hours_of(&name, day).await?;
+                let hours: Vec<Start> = self.hours_of(&name, day).await?;
                 known.last_hour = known.last_hour.max(hours.iter().map(|h| h.start).max());
             }
             self.reports.nodes.lock().insert(name, known);
@@ -167,7 +174,7 @@ impl Registry {
             if record.standing == Standing::Removing {
                 continue;
             }
-            let hours = self.hours_of(&name, hour / DAY * DAY).await?;
+            let hours: Vec<Period> = self.hours_of(&name, hour / DAY * DAY).await?;
             let totals = hours.into_iter().find(|h| h.start == hour && h.length < DAY);
             let report = reports.remove(&name).and_then(|known| known.report);
             members.push(Member { report, totals });
@@ -175,7 +182,7 @@ impl Registry {
         Ok(members)
     }
 
-    async fn hours_of(&self, node: &Name, day: u64) -> Result<Vec<Period>, Error> {
+    async fn hours_of<R: DeserializeOwned>(&self, node: &Name, day: u64) -> Result<Vec<R>, Error> {
         let entry = self.store.get(&totals_key(node, day)).await?;
         Ok(entry.and_then(|e| read(&e.value)).unwrap_or_default())
     }

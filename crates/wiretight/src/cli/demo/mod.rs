@@ -62,7 +62,8 @@ impl Demo {
             _ = terminate.recv() => return Ok(ExitCode::FAILURE),
         };
         if !self.once {
-            eprint!("{}", nodes.what_to_try(self.forward.is_some()));
+            let console = nodes.console().await?;
+            eprint!("{}", nodes.what_to_try(self.forward.is_some(), &console));
             tokio::select! {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}

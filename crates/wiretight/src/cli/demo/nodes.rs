@@ -14,7 +14,7 @@ use wiretight_proxy::network::HostPort;
 
 use super::tap::Tap;
 use super::{free_port, step};
-use crate::admin::api::{Status, TokenAnswer, TokenRequest};
+use crate::admin::api::{ConsoleAnswer, Status, TokenAnswer, TokenRequest};
 use crate::admin::client::{AdminError, request};
 
 pub(super) const SERVICE: &str = "hello";
@@ -49,7 +49,10 @@ impl Nodes {
             Nodes { dir, children: Vec::new(), entry, own_entry: None, admin, tap, leaked: true };
 
         step("starting an authority ...");
-        nodes.write("authority", "off", &format!("[authority]\nlisten = \"{authority}\"\n"))?;
+        let console = free_port()?;
+        let sections =
+            format!("[authority]\nlisten = \"{authority}\"\n[console]\nlisten = \"{console}\"\n");
+        nodes.write("authority", "off", &sections)?;
         nodes.run("authority").await?;
 
         step("two nodes join it ...");
@@ -186,14 +189,24 @@ impl Nodes {
         tail.into_iter().rev().collect::<Vec<_>>().join("\n")
     }
 
-    pub(super) fn what_to_try(&self, own: bool) -> String {
+    /// A link to the console.
+    pub(super) async fn console(&self) -> anyhow::Result<String> {
+        let state_dir = self.state_dir("authority");
+        let made: ConsoleAnswer =
+            request(&state_dir, hyper::Method::POST, "/v1/console", Some(&())).await?;
+        Ok(made.link)
+    }
+
+    pub(super) fn what_to_try(&self, own: bool, console: &str) -> String {
         let file = |node: &str| shell(&self.file(node));
         let exe = std::env::args_os().next().map(PathBuf::from).unwrap_or_default();
         let exe = shell(&exe);
         let mut out = format!(
-            "\nThe demo is running. Try:\n  curl http://{}/                       the service, through the relays\n  \
+            "\nThe demo is running. Its console (the link works once; for another, {exe} console --config {}):\n  \
+             {console}\nTry:\n  curl http://{}/                       the service, through the relays\n  \
              curl http://{}/metrics\n  {exe} status --config {}\n  {exe} status --config {}\n  \
              {exe} node list --config {}\n  {exe} node remove b --config {}     and curl again\n",
+            file("authority"),
             self.entry,
             self.admin,
             file("a"),
