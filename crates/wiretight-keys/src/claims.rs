@@ -485,9 +485,9 @@ mod tests {
         // By bytes, then by name.
         assert_eq!(names[..4], ["p198", "p199", "p196", "p197"]);
         assert_eq!(names[19..], [OTHER; 5]);
-        let mut levels = BTreeMap::new();
+        let mut levels = BTreeMap::<&str, Amount>::new();
         for row in &many.protocols {
-            levels.entry(&*row.level).or_insert_with(Amount::default).add(row.amount);
+            levels.entry(&row.level).or_default().add(row.amount);
         }
         for (n, level) in
             ["unknown", "plaintext", "weak", "acceptable", "strong"].iter().enumerate()

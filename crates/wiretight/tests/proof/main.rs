@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "in a test, whatever is not there ends it")]
 
 mod audit;
+mod browser;
 #[path = "../common/mod.rs"]
 mod common;
 mod console;
@@ -13,3 +14,4 @@ mod mesh;
 #[allow(dead_code, reason = "the scenarios use all of it")]
 #[path = "../scenarios/rig.rs"]
 mod rig;
+mod vectors;

@@ -8,12 +8,12 @@ use wiretight_keys::claims::{
 use wiretight_proxy::intercept::rules::Mode;
 use wiretight_scan::facts::Answer;
 use wiretight_scan::judge::Level;
-use wiretight_scan::report::{SCHEMA, clean, size};
+use wiretight_scan::report::{SCHEMA, clean};
 
 use super::archive::{File, sha256};
 use super::{Inputs, LOG, json};
 use crate::control::report::ExceptionKind;
-use crate::proof::chart::{Round, percent, permille};
+use crate::proof::chart::{Round, Unit, amount, percent, permille};
 use crate::proof::controls::{Control, Evidence, Strength};
 use crate::proof::facts::{KeyFacts, LoggedPeriod, NodeFacts};
 
@@ -493,13 +493,13 @@ impl<'a> Derived<'a> {
                 let mut encrypted = levels.acceptable;
                 encrypted.add(levels.strong);
                 vec![
+                    format!("Encrypted (acceptable or strong): {}.", of(encrypted, Round::Down)),
                     format!(
                         "{} connections and {} crossed a network; {} of the time of all members was watched.",
-                        all.connections,
-                        size(all.bytes),
+                        amount(all.connections, Unit::Connections),
+                        amount(all.bytes, Unit::Bytes),
                         share(*watched_seconds, *watchable_seconds, Round::Down)
                     ),
-                    format!("Encrypted (acceptable or strong): {}.", of(encrypted, Round::Down)),
                     format!("Weak: {}.", of(levels.weak, Round::Up)),
                     format!("Plaintext: {}.", of(levels.plaintext, Round::Up)),
                     format!("Unknown: {}.", of(levels.unknown, Round::Up)),

@@ -7,7 +7,7 @@
 //! - [`archive`]: the archive as bytes
 //! - `derived`: the files that are computed
 //! - `page`: the page to read
-//! - [`check`]: verification
+//! - [`check`]: verifies an archive
 
 pub mod archive;
 pub mod check;

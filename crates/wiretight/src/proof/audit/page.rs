@@ -65,7 +65,7 @@ pub(super) fn page(
                         li { "The log proves what the authority claimed for an hour, and that the claim was not changed later. It does not prove that a node counted correctly." }
                         @for text in derived.not_known() { li { (text) } }
                         @for row in &controls.controls {
-                            @if row.strength == Strength::None { li { b { (row.id) } ": " (row.limit) } }
+                            @if row.strength == Strength::None { li { b { (row.id) } ": " (text(row.limit)) } }
                         }
                     }
                     h2 { "Files" }
@@ -165,11 +165,20 @@ fn controls_table(controls: &ControlsFile, files: &[File]) -> Markup {
                                 }
                                 @for evidence in &row.evidence { (evidence_of(evidence, files)) }
                             }
-                            td { (row.limit) }
+                            td { (text(row.limit)) }
                         }
                     }
                 }
             }
+        }
+    }
+}
+
+/// A text with commands in backquotes.
+fn text(text: &str) -> Markup {
+    html! {
+        @for (n, part) in text.split('`').enumerate() {
+            @if n % 2 == 0 { (part) } @else { code { (part) } }
         }
     }
 }
