@@ -69,7 +69,7 @@ pub use affected::Affected;
 pub use ca::{CaError, IntermediateStatus, RootStanding, RootStatus};
 pub use claims::{ClaimsStatus, LoggedPeriod, Published};
 pub use own_log::{LogParams, log_signer};
-pub use registry::{PendingToken, Reported};
+pub use registry::{Earlier, PendingToken, Reported};
 
 /// How long shutting down may take.
 const SHUTDOWN: Duration = Duration::from_secs(5);
@@ -483,6 +483,16 @@ impl AuthorityHandle {
         to: u64,
     ) -> Result<BTreeMap<Name, Vec<Period>>, AuthorityError> {
         Ok(self.inner.registry.totals(from, to).await?)
+    }
+
+    /// The checkpoints that the proof page has shown, oldest first.
+    pub async fn earlier(&self) -> Result<Vec<Earlier>, AuthorityError> {
+        self.inner.registry.earlier().await
+    }
+
+    /// Keeps a checkpoint that the proof page is about to show.
+    pub async fn remember(&self, shown: Earlier) -> Result<(), AuthorityError> {
+        self.inner.registry.remember(shown).await
     }
 
     pub async fn list_nodes(&self) -> Result<Vec<NodeInfo>, AuthorityError> {

@@ -11,6 +11,7 @@
 //! seen/NAME              when a node's stream last started or ended
 //! edge/service/SERVICE/  records that edges share (`shared`)
 //! watch/NAME/DAY         what a node has counted of its traffic (`totals`)
+//! published/checkpoints  what the proof page has shown (`published`)
 //! report/NAME            what a node reports of itself (`reports`)
 //! ```
 //!
@@ -22,6 +23,7 @@
 //! record, no certificate was or will be sent that is not revoked.
 
 mod issuing;
+mod published;
 mod reports;
 mod shared;
 mod tokens;
@@ -52,6 +54,7 @@ use crate::control::{
 use crate::log::sequencer::Log;
 
 use issuing::{Chain, IssuedRecord};
+pub use published::Earlier;
 pub(super) use reports::Member;
 pub use reports::Reported;
 pub(super) use shared::Written;
