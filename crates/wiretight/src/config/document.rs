@@ -19,10 +19,11 @@ use super::edge::read_edge;
 use super::exception::read_exceptions;
 use super::intercept::read_intercept;
 use super::limits;
+use super::publish::read_publish;
 use super::report::{Complaint, Report, bare, not_toml};
 use super::section::{
-    ACME_SERVER, AUTHORITY, CONSOLE, DIAL, EXCEPTION, INTERCEPT, LOG, Located, NODE, SERVICE,
-    Section, Setting, WATCH, WITNESSES, many, one, unknown_at_top,
+    ACME_SERVER, AUTHORITY, CONSOLE, DIAL, EXCEPTION, INTERCEPT, LOG, Located, NODE, PUBLISH,
+    SERVICE, Section, Setting, WATCH, WITNESSES, many, one, unknown_at_top,
 };
 use super::value::*;
 use super::watch::read_watch;
@@ -101,6 +102,8 @@ pub(super) fn read_document(report: &mut Report<'_>, text: &str) -> Option<Confi
     let exceptions = many(report, &mut root, &EXCEPTION);
     let exceptions = read_exceptions(report, exceptions, intercept.as_ref());
     let watch = one(report, &mut root, &WATCH).map(|section| read_watch(report, section));
+    let publish = one(report, &mut root, &PUBLISH)
+        .map(|section| read_publish(report, section, across.authority_line));
     let acme_server = one(report, &mut root, &ACME_SERVER)
         .map(|section| read_acme_server(report, section, across.authority_line, &mut across));
     let with_acme = acme_server.is_some();
@@ -133,6 +136,7 @@ pub(super) fn read_document(report: &mut Report<'_>, text: &str) -> Option<Confi
         intercept,
         exceptions,
         watch,
+        publish,
         edge,
         site_certificates,
         acme,

@@ -19,6 +19,7 @@ mod edit;
 mod exception;
 mod intercept;
 mod limits;
+mod publish;
 mod report;
 mod section;
 #[cfg(test)]
@@ -50,6 +51,7 @@ use document::read_document;
 pub(crate) use edit::ModeEdit;
 pub use exception::{Exception, Subject};
 pub use intercept::Intercept;
+pub use publish::Publish;
 use report::{Complaint, Report};
 pub(crate) use value::parse_duration;
 pub use watch::Watch;
@@ -82,6 +84,8 @@ pub struct Config {
     pub exceptions: Vec<Exception>,
     /// `[watch]`
     pub watch: Option<Watch>,
+    /// `[publish]`
+    pub publish: Option<Publish>,
     /// `[edge]` and all `[[site]]`.
     pub edge: EdgeSettings,
     /// The sources of the sites' certificates, in the order of [`EdgeSettings::sites`].
@@ -258,6 +262,11 @@ impl Config {
         let own = self.acme_server.iter();
         let own = own.map(|s| InternalSite { names: vec![s.name.clone()], ttl: s.ttl });
         internal.chain(own).collect()
+    }
+
+    /// The folder that is published.
+    pub(crate) fn public_folder(&self) -> Option<&PathBuf> {
+        self.publish.as_ref()?.dir.as_ref()
     }
 
     /// The commands for dns-01. A process can only run those that it had at its start.

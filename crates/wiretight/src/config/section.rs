@@ -206,6 +206,18 @@ pub(super) const WATCH: Shape = Shape {
     keys: &[("interfaces", r#"["eth0"]"#), ("keep", r#""48h""#)],
 };
 
+pub(super) const PUBLISH: Shape = Shape {
+    name: "publish",
+    repeats: false,
+    title: "",
+    keys: &[
+        ("dir", r#""/srv/wiretight/proof""#),
+        ("title", r#""Example Ltd""#),
+        ("contact", r#""mailto:security@example.org""#),
+        ("public_services", "true"),
+    ],
+};
+
 pub(super) const CONSOLE: Shape = Shape {
     name: "console",
     repeats: false,
@@ -213,11 +225,12 @@ pub(super) const CONSOLE: Shape = Shape {
     keys: &[("listen", r#""127.0.0.1:7492""#)],
 };
 
-pub(super) const SHAPES: [&Shape; 14] = [
+pub(super) const SHAPES: [&Shape; 15] = [
     &NODE,
     &AUTHORITY,
     &WITNESSES,
     &LOG,
+    &PUBLISH,
     &SERVICE,
     &DIAL,
     &INTERCEPT,

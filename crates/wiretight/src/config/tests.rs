@@ -421,7 +421,7 @@ fn every_error_names_the_place_the_problem_and_the_next_step() {
 #[test]
 fn advice_in_errors_is_valid() {
     let text = expand(
-        "$NODE\n$AUTHORITY\n$WITNESSES\n[log]\npublic = false\n$SERVICE\n$DIAL\n$INTERCEPT\n$EXCEPTION\n[watch]\nkeep = \"2h\"\n$EDGE\n$SITE\n$ACME\n$ACME_SERVER\n[console]\nlisten = \"127.0.0.1:7492\"",
+        "$NODE\n$AUTHORITY\n$WITNESSES\n[log]\npublic = false\n$SERVICE\n$DIAL\n$INTERCEPT\n$EXCEPTION\n[watch]\nkeep = \"2h\"\n[publish]\ntitle = \"a\"\n$EDGE\n$SITE\n$ACME\n$ACME_SERVER\n[console]\nlisten = \"127.0.0.1:7492\"",
     );
     assert!(parse(&text).is_ok());
     for shape in SHAPES {
@@ -499,6 +499,27 @@ fn interception_is_read_completely_and_has_defaults() {
     assert_eq!((intercept.mode, intercept.management), (Mode::Strict, vec![22]));
     assert_eq!((settings.port, settings.identity.to_string()), (7491, "node/db1".into()));
     assert!(intercept.resolvers.is_none() && intercept.protect.is_empty());
+}
+
+#[test]
+fn nothing_is_published_by_default_and_no_name_without_a_setting() {
+    assert_eq!(parse(&expand("$NODE\n$AUTHORITY")).unwrap().publish, None);
+    let config = parse(&expand("$NODE\n$AUTHORITY\n[publish]\ndir = \"/srv/proof\"")).unwrap();
+    let publish = config.publish.unwrap();
+    assert_eq!(publish, Publish { dir: Some("/srv/proof".into()), ..Publish::default() });
+    assert!(!publish.public_services);
+    for (line, problem) in [
+        ("dir = \"proof\"", "absolute"),
+        ("dir = \"/\"", "does not end with a name"),
+        ("title = \"\"", "is not a line"),
+        ("contact = \"a\\nb\"", "is not a line"),
+        ("public_nodes = true", "no such key"),
+    ] {
+        let text = expand(&format!("$NODE\n$AUTHORITY\n[publish]\n{line}"));
+        assert!(errors(&text).contains(problem), "{line}: {}", errors(&text));
+    }
+    let elsewhere = errors(&expand("$NODE\n$SERVICE\n[publish]\ntitle = \"a\""));
+    assert!(elsewhere.contains("the authority's machine"), "{elsewhere}");
 }
 
 #[test]

@@ -99,6 +99,15 @@ pub(super) fn absolute_path(v: &DeValue<'_>) -> Result<PathBuf, Complaint> {
     Ok(s.into())
 }
 
+/// An absolute path with a name that another folder can be exchanged with.
+pub(super) fn folder(v: &DeValue<'_>) -> Result<PathBuf, Complaint> {
+    let path = absolute_path(v)?;
+    match path.file_name() {
+        Some(_) => Ok(path),
+        None => Err(Complaint::problem(format!("{} does not end with a name", shown(v)))),
+    }
+}
+
 pub(super) fn listen(v: &DeValue<'_>) -> Result<SocketAddr, Complaint> {
     listen_or(v, Ipv4Addr::UNSPECIFIED)
 }

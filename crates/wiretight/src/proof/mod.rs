@@ -3,6 +3,7 @@
 //!
 //! - [`mod@collect`]: the facts, from the authority
 //! - [`audit`], [`controls`]: the auditor's archive, and the controls that it is evidence for
+//! - [`publish`]: the public folder; [`public`]: its facts; [`page`]: its page
 //! - `chart`: charts as SVG, for pages
 
 pub mod audit;
@@ -10,5 +11,8 @@ pub mod chart;
 pub mod collect;
 pub mod controls;
 pub mod facts;
+pub mod page;
+pub mod public;
+pub mod publish;
 
 pub use collect::collect;

@@ -11,7 +11,9 @@ mod console;
 #[path = "../scenarios/machines.rs"]
 mod machines;
 mod mesh;
+mod publish;
 #[allow(dead_code, reason = "the scenarios use all of it")]
 #[path = "../scenarios/rig.rs"]
 mod rig;
+mod sample;
 mod vectors;
