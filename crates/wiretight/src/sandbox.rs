@@ -41,8 +41,14 @@ impl Sandbox {
 }
 
 /// Confines the calling thread and everything that it starts. Call it before another thread exists. The directories of
-/// `reads` are readable, because such files may be created later or replaced by rename.
-pub fn enter(config: &Path, state: &Path, reads: &[PathBuf]) -> anyhow::Result<Sandbox> {
+/// `reads` are readable, because such files may be created later or replaced by rename. `public`: the folder that is
+/// published, which is replaced as a whole, so that its directory must be writable.
+pub fn enter(
+    config: &Path,
+    state: &Path,
+    reads: &[PathBuf],
+    public: Option<&Path>,
+) -> anyhow::Result<Sandbox> {
     let read = AccessFs::from_read(KNOWN) & !AccessFs::Execute;
     let own = AccessFs::from_all(KNOWN) & !AccessFs::Execute;
     let mut readable: Vec<PathBuf> = SYSTEM.iter().map(PathBuf::from).collect();
@@ -67,6 +73,7 @@ pub fn enter(config: &Path, state: &Path, reads: &[PathBuf]) -> anyhow::Result<S
         .add_rules(path_beneath_rules(["/dev/null"], AccessFs::ReadFile | AccessFs::WriteFile))?
         .add_rules(path_beneath_rules(["/dev/urandom"], AccessFs::ReadFile))?
         .add_rules(path_beneath_rules([state], own))?
+        .add_rules(path_beneath_rules(public.and_then(Path::parent), own))?
         .restrict_self()?;
     Ok(match status.ruleset {
         RulesetStatus::FullyEnforced => Sandbox::Enforced,
@@ -106,14 +113,17 @@ mod tests {
     use std::io::{ErrorKind, Write};
 
     use super::*;
+    use crate::proof::publish::folder;
 
     #[test]
     fn only_needed_files_are_accessible() {
         let temp = tempfile::tempdir().unwrap();
         let (state, other) = (temp.path().join("state"), temp.path().join("other"));
+        let public = temp.path().join("srv/proof");
         let config = temp.path().join("etc/wiretight.toml");
         let token = temp.path().join("later/token");
-        for dir in [&state, &other, &temp.path().join("etc"), &temp.path().join("later")] {
+        let (etc, later) = (temp.path().join("etc"), temp.path().join("later"));
+        for dir in [&state, &other, &etc, &later, &temp.path().join("srv")] {
             fs::create_dir(dir).unwrap();
         }
         let (token_writer, write) = std::sync::mpsc::channel();
@@ -125,7 +135,8 @@ mod tests {
         // Landlock confines only this thread and what it starts, so other tests are not affected.
         let confined = std::thread::spawn(move || {
             assert!(fs::read(other.join("secret")).is_ok(), "the control: not confined yet");
-            let sandbox = enter(&config, &state, std::slice::from_ref(&token)).unwrap();
+            let sandbox =
+                enter(&config, &state, std::slice::from_ref(&token), Some(&public)).unwrap();
             if sandbox == Sandbox::Unsupported {
                 assert!(std::env::var_os("CI").is_none(), "this kernel has no Landlock");
                 let _ = writeln!(std::io::stderr(), "skipped: this kernel has no Landlock");
@@ -137,6 +148,13 @@ mod tests {
             assert!(fs::read(&token).is_ok());
             assert!(fs::read(&config).is_ok());
             assert!(fs::write(state.join("new"), "x").is_ok());
+            let file =
+                |text: &str| folder::PublicFile { name: "index.html".into(), text: text.into() };
+            let manifest = format!("{}  index.html\n", "0".repeat(64));
+            let manifest = folder::PublicFile { name: folder::MANIFEST.into(), text: manifest };
+            for text in ["one", "two"] {
+                folder::write(&public, &[file(text), manifest.clone()]).unwrap();
+            }
             let denied = |e: std::io::Error| e.kind() == ErrorKind::PermissionDenied;
             assert!(fs::read(other.join("secret")).is_err_and(denied));
             assert!(fs::write(other.join("new"), "x").is_err_and(denied));

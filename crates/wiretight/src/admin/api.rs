@@ -5,7 +5,7 @@
 //! response is an `Option` or has a default. Fields that the command line does not know are ignored.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use wiretight_keys::{Id, Name, SpiffeId, TrustDomain};
@@ -20,6 +20,7 @@ use crate::authority::{ClaimsStatus, NodeInfo, PendingToken};
 use crate::control::report::Exception;
 use crate::intercept::{InterceptStatus, TrialStatus};
 use crate::log::sequencer::LogStatus;
+use crate::proof::publish::folder::PublicFile;
 use crate::sandbox::Sandbox;
 use crate::watch::host::WatchStatus;
 
@@ -279,6 +280,52 @@ pub struct HoursAnswer {
     pub nodes: BTreeMap<Name, Vec<Period>>,
 }
 
+/// `POST /v1/publish`, on the authority's node: makes the public folder, and logs it unless it is a preview.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PublishRequest {
+    #[serde(default)]
+    pub preview: bool,
+}
+
+/// The response to [`PublishRequest`]. The one who asked writes the files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublishAnswer {
+    /// In seconds since 1970.
+    pub at: u64,
+    /// The index of the publication in the log; `None` for a preview.
+    pub index: Option<u64>,
+    pub files: Vec<PublicFile>,
+}
+
+impl PublishAnswer {
+    /// The size of all files.
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.text.len() as u64).sum()
+    }
+}
+
+/// The public folder, if `dir` in `[publish]` is set.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublishStatus {
+    pub dir: PathBuf,
+    /// When it was last written, in seconds since 1970; `None`: not since the start.
+    pub published_at: Option<u64>,
+    /// The index of that publication in the log.
+    pub index: Option<u64>,
+    /// The size of all files.
+    pub bytes: u64,
+    /// Why it is not up to date.
+    pub problem: Option<String>,
+}
+
+impl PublishStatus {
+    pub(crate) fn new(dir: &Path) -> PublishStatus {
+        let dir = dir.to_owned();
+        PublishStatus { dir, published_at: None, index: None, bytes: 0, problem: None }
+    }
+}
+
 /// The response to `POST /v1/console`: a link that works once. No `Debug`, because it is secret.
 #[derive(Serialize, Deserialize)]
 pub struct ConsoleAnswer {
@@ -332,6 +379,9 @@ pub struct Status {
     /// What flows, and how much of it is encrypted, if `[watch]` is configured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub watch: Option<WatchStatus>,
+    /// The public proof page, if the authority on this node keeps one up to date.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub publish: Option<PublishStatus>,
     /// How far Landlock is enforced.
     pub sandbox: Sandbox,
 }

@@ -92,6 +92,13 @@ impl Collector for Snapshot {
         if let Some(of) = &status.log {
             log(e, of)?;
         }
+        if let Some(of) = &status.publish {
+            let help = "When the public proof page was last written, in Unix time";
+            let at = vec![(Vec::new(), of.published_at.unwrap_or(0))];
+            gauge(e, "publish_seconds", help, at)?;
+            let help = "1 while the public proof page cannot be brought up to date";
+            gauge(e, "publish_failed", help, flag(of.problem.is_some()))?;
+        }
         if let Some(of) = &status.claims {
             claims(e, of)?;
         }

@@ -12,6 +12,7 @@ mod mode;
 mod monitor;
 mod node;
 mod plaintext;
+mod publish;
 mod reach;
 mod revoke;
 mod rules;
@@ -91,6 +92,7 @@ enum Verb {
     Verify(verify::Verify),
     #[command(subcommand)]
     Audit(audit::Audit),
+    Publish(publish::Publish),
     Scan(Box<scan::Scan>),
     Watch(Box<watch::Watch>),
     Demo(demo::Demo),
@@ -190,6 +192,7 @@ pub fn main() -> ExitCode {
         Verb::Monitor(verb) => verb.run(),
         Verb::Verify(verb) => verb.run(),
         Verb::Audit(verb) => verb.run(),
+        Verb::Publish(verb) => verb.run(),
         Verb::Scan(verb) => verb.run(),
         Verb::Watch(verb) => verb.run(),
         Verb::Demo(verb) => verb.run(),

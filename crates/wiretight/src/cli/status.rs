@@ -10,7 +10,7 @@ use wiretight_scan::passive::totals::Count;
 
 use super::term::{self, Table};
 use super::{Output, Where, plaintext};
-use crate::admin::api::Status as NodeStatus;
+use crate::admin::api::{PublishStatus, Status as NodeStatus};
 use crate::admin::client::Received;
 use crate::control::report::{Exception, Explanation};
 use crate::log::sequencer::LogStatus;
@@ -111,9 +111,10 @@ fn head(status: &NodeStatus) -> String {
         authority = "none: this node is not in a mesh and does not need one".into();
     }
     let watch = status.watch.as_ref().map(watch).unwrap_or_default();
+    let publish = status.publish.as_ref().map(publish).unwrap_or_default();
     let process = &status.process;
     format!(
-        "node {} of {}{}: {ready}, up {}, pid {}, sandbox {}\nauthority: {authority}\n{transparency}{watch}",
+        "node {} of {}{}: {ready}, up {}, pid {}, sandbox {}\nauthority: {authority}\n{transparency}{watch}{publish}",
         term::bold(process.node.as_str()),
         process.trust_domain,
         if status.is_authority { " (the authority)" } else { "" },
@@ -143,6 +144,23 @@ fn watch(of: &WatchStatus) -> String {
         }
     };
     for problem in &of.problems {
+        out += &format!("           {}\n", term::bad(problem));
+    }
+    out
+}
+
+/// The public proof page.
+fn publish(of: &PublishStatus) -> String {
+    let mut out = match (of.published_at, of.index) {
+        (Some(at), Some(index)) => format!(
+            "publish:   {}, {}, written {} (log entry {index})\n",
+            of.dir.display(),
+            term::size(of.bytes),
+            term::ago(at)
+        ),
+        _ => format!("publish:   {}, not written since the start\n", of.dir.display()),
+    };
+    if let Some(problem) = &of.problem {
         out += &format!("           {}\n", term::bad(problem));
     }
     out

@@ -21,8 +21,9 @@ use tokio::sync::Semaphore;
 use super::daemon::{Daemon, RequestError};
 use super::mode;
 use crate::admin::api::{
-    AddressesRequest, ErrorAnswer, GrantRequest, HoursRequest, ModeRequest, RemoveRequest,
-    RevokeRequest, RevokeTokenRequest, RotateRequest, SvidRequest, TokenRequest, WatchRequest,
+    AddressesRequest, ErrorAnswer, GrantRequest, HoursRequest, ModeRequest, PublishRequest,
+    RemoveRequest, RevokeRequest, RevokeTokenRequest, RotateRequest, SvidRequest, TokenRequest,
+    WatchRequest,
 };
 use crate::admin::{metrics, socket_path};
 use crate::authority::Grant;
@@ -205,6 +206,10 @@ async fn route(
         (&Method::POST, "/v1/audit") => {
             let window: Window = parse(&body)?;
             ok(daemon.audit(window).await?)
+        }
+        (&Method::POST, "/v1/publish") => {
+            let request: PublishRequest = parse(&body)?;
+            ok(daemon.publish(request).await?)
         }
         (&Method::POST, "/v1/reload") => ok(daemon.reload().await?),
         (&Method::POST, "/v1/renew") => ok(daemon.renew().await?),

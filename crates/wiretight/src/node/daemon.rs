@@ -12,12 +12,13 @@ use wiretight_proxy::registry::Host;
 use wiretight_proxy::relay::ApplyError;
 use wiretight_proxy::{Edge, Mesh, Relay};
 
+use super::publishing::Publishing;
 use crate::acme::{self, Acme};
 use crate::admin::api::{
     AddressesAnswer, BundleAnswer, ConsoleAnswer, DialStatus, GrantAnswer, HoursAnswer,
-    HoursRequest, IdentityStatus, NodesAnswer, ProcessStatus, ReloadAnswer, RemoveAnswer,
-    RenewAnswer, RevokeTokenAnswer, RotateStep, ServiceStatus, Status, SvidAnswer, TokenAnswer,
-    TokensAnswer, TransparencyStatus, WatchRequest,
+    HoursRequest, IdentityStatus, NodesAnswer, ProcessStatus, PublishAnswer, PublishRequest,
+    ReloadAnswer, RemoveAnswer, RenewAnswer, RevokeTokenAnswer, RotateStep, ServiceStatus, Status,
+    SvidAnswer, TokenAnswer, TokensAnswer, TransparencyStatus, WatchRequest,
 };
 use crate::agent::{AgentHandle, AgentParams};
 use crate::authority::{Affected, AuthorityError, AuthorityHandle, CaStatus, Grant, Ttls};
@@ -27,6 +28,7 @@ use crate::control::Code;
 use crate::intercept::Interception;
 use crate::logging::chain;
 use crate::proof::audit::{self, Evidence, Window};
+use crate::proof::publish;
 use crate::sandbox::Sandbox;
 use crate::sites::files::FileCertificates;
 use crate::sites::internal::InternalCertificates;
@@ -50,6 +52,7 @@ pub struct Daemon {
     pub(crate) authority: Option<AuthorityHandle>,
     pub(crate) interception: Option<Arc<Interception>>,
     pub(crate) watching: Option<Arc<Watching>>,
+    pub(crate) publishing: Arc<Publishing>,
     /// The console's address and sessions.
     pub(crate) console: Option<(SocketAddr, Arc<Sessions>)>,
     pub(crate) sandbox: Sandbox,
@@ -205,6 +208,7 @@ impl Daemon {
             intercept,
             exceptions: super::reporting::exceptions(&config),
             watch: self.watching.as_ref().map(|host| host.status()),
+            publish: self.publishing.status(),
             sandbox: self.sandbox,
         }
     }
@@ -350,6 +354,20 @@ impl Daemon {
         let Window { from, to } = window;
         let window = Window::new(from, to).map_err(|e| RequestError::Refused(e.to_string()))?;
         Ok(audit::collect(self.authority()?, window).await?)
+    }
+
+    /// Makes the public folder. The caller writes it.
+    pub(crate) async fn publish(
+        &self,
+        request: PublishRequest,
+    ) -> Result<PublishAnswer, RequestError> {
+        let authority = self.authority()?;
+        let chosen = self.config.load().publish.clone().unwrap_or_default();
+        let folder = match request.preview {
+            true => publish::preview(authority, &chosen).await?,
+            false => publish::publish(authority, &chosen).await?,
+        };
+        Ok(PublishAnswer { at: folder.at, index: folder.index, files: folder.files })
     }
 
     /// Renews all identities at once.
@@ -513,6 +531,7 @@ fn needs_restart(old: &Config, new: &Config) -> Option<&'static str> {
 fn changed_for_good(old: &Config, new: &Config) -> Vec<(bool, &'static str)> {
     let (a, b) = (&old.node, &new.node);
     let listens = |c: &Config| c.authority.as_ref().map(|s| s.listen);
+    let public = |c: &Config| c.public_folder().cloned();
     vec![
         (a.name != b.name, "[node] name"),
         (a.trust_domain != b.trust_domain, "[node] trust_domain"),
@@ -531,6 +550,7 @@ fn changed_for_good(old: &Config, new: &Config) -> Vec<(bool, &'static str)> {
         (old.console != new.console, "[console]"),
         (old.intercept.is_some() != new.intercept.is_some(), "[intercept], added or removed,"),
         (old.watch != new.watch, "[watch]"),
+        (a.landlock && public(old) != public(new), "[publish] dir"),
         (old.share != new.share, "[edge] share"),
         (old.dns_commands() != new.dns_commands(), "[[acme]] dns_command"),
         (

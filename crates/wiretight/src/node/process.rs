@@ -30,6 +30,7 @@ use wiretight_store::{SqliteStore, Store};
 
 use super::admin;
 use super::daemon::Daemon;
+use super::publishing::Publishing;
 use super::reporting::Reporting;
 use super::takeover::{Door, Passed, Predecessor, Successor};
 use crate::acme::{self, Acme, DnsHook, RealClock};
@@ -85,7 +86,13 @@ pub fn run(config: Config, take_over: bool) -> anyhow::Result<()> {
     let reads = token.chain(files::files(&config)).chain(roots).chain(policy);
     let reads: Vec<PathBuf> = reads.cloned().chain(named_in_the_environment()).collect();
     let sandbox = match config.node.landlock {
-        true => sandbox::enter(&config.path, state.path(), &reads).context(
+        true => sandbox::enter(
+            &config.path,
+            state.path(),
+            &reads,
+            config.public_folder().map(PathBuf::as_path),
+        )
+        .context(
             "cannot enter the Landlock sandbox: set `landlock = false` in [node] to run without it",
         )?,
         false => Sandbox::Off,
@@ -361,6 +368,7 @@ impl Control<'_> {
         if let (Some(section), Some(authority)) = (&config.acme_server, &authority) {
             acme_server::serve::start(&config, section, authority, store)?;
         }
+        let publishing = Arc::new(Publishing::default());
         let console = config.console.as_ref().zip(authority.as_ref());
         let console = console.map(|(section, authority)| {
             let listener = plane.listen(section.listen).with_context(|| {
@@ -387,6 +395,7 @@ impl Control<'_> {
             authority,
             interception: plane.interception.clone(),
             watching: plane.watching.clone(),
+            publishing: publishing.clone(),
             console: door.transpose()?,
             sandbox: plane.sandbox,
             started: plane.started,
@@ -431,6 +440,9 @@ impl Control<'_> {
         tokio::spawn(daemon.site_files.clone().watch());
         tokio::spawn(daemon.acme.clone().run());
         tokio::spawn(health::keep(plane.edge.clone(), PrivateDir::open(state.path())?));
+        if let Some(authority) = daemon.authority.clone() {
+            tokio::spawn(publishing.run(authority, plane.config.clone()));
+        }
         let reporting = Reporting::begin(PrivateDir::open(state.path())?);
         tokio::spawn(reporting.run(daemon.clone()));
         tokio::spawn(watchdog());
