@@ -261,7 +261,7 @@ pub fn expiry(model: &Model, asked: usize) -> Markup {
         }
     };
     let heads =
-        [("When", false), ("", false), ("What", false), ("Then", false), ("Command", false)];
+        [("When", false), ("In", false), ("What", false), ("Then", false), ("Command", false)];
     let body = html! {
         h1 { "What expires" }
         p.lead { "Keys, certificates and exceptions that the authority knows of, the first one first." }
