@@ -72,9 +72,9 @@ fn open(link: &str) -> anyhow::Result<()> {
     let mut file =
         tempfile::Builder::new().prefix("wiretight-").suffix(".html").tempfile_in(dir)?;
     // The link has no character that is special in HTML.
-    write!(
+    writeln!(
         file,
-        "<!DOCTYPE html><meta http-equiv=\"refresh\" content=\"0;url={link}\"><a href=\"{link}\">Continue</a>\n"
+        "<!DOCTYPE html><meta http-equiv=\"refresh\" content=\"0;url={link}\"><a href=\"{link}\">Continue</a>"
     )?;
     file.flush()?;
     let mut opener = Command::new("xdg-open");

@@ -53,7 +53,7 @@ pub fn drawing(model: &Model, services: &[&Service]) -> Markup {
     html! {
         figure.drawing {
             div.scroll tabindex="0" role="region" aria-label="Who talks to whom" {
-                svg viewBox={ "0 0 " (WIDTH) " " (height) } width=(WIDTH) height=(height) role="img"
+                svg viewBox={ "0 0 " (WIDTH) " " (height) } width=(WIDTH) height=(height) role="group"
                     aria-labelledby="who-t who-d" {
                     title #who-t { "Who talks to whom" }
                     desc #who-d {

@@ -106,7 +106,7 @@ fn tiles(model: &Model, day: Option<&Window>, failing: usize) -> Markup {
                 (tile("/history", "Post-quantum", good_share(day.post_quantum.bytes, sum.bytes),
                     bytes(day.post_quantum.bytes)))
             }
-            (tile("/change", "Blocks strict mode", grouped(blockers), format!("{} in plaintext", grouped(plaintext))))
+            (tile("/change", "Blocks strict mode", grouped(blockers), format!("{} in plaintext, as reported", grouped(plaintext))))
             (tile("/nodes", "Nodes connected", format!("{connected} of {}", facts.nodes.len()),
                 format!("{watching} watch their traffic")))
             (tile("/log", "Log entries", grouped(log.size), match log.witnessed {
@@ -170,7 +170,7 @@ fn talking(model: &Model, has_hours: bool) -> Markup {
                 @if !has_hours {
                     (chart::bar(&Bar { id: "now-bytes", title: "Bytes in the newest reports", unit: Unit::Bytes, levels: &levels }))
                     (chart::legend())
-                    p.dim { "Of what the nodes have reported since they started. What no node has seen is not in it." }
+                    p.dim { "Nodes that watch count since they started; of the others it is what their relay carries now. What no node has seen is not in it." }
                 }
                 (drawing::drawing(model, &services))
                 p { a href="/services" { "All " (count(services.len() as u64, "service")) } " "
@@ -196,7 +196,10 @@ fn blockers(model: &Model) -> Markup {
         section {
             h2 { "What blocks strict mode" }
             @if all == 0 {
-                p { (state(true, "Nothing that a node has reported: what left the machines was strong.")) }
+                p { (state(true, "Nothing in the newest reports.")) }
+                @if problems::unwatched(model).is_some() {
+                    p { "Nodes that do not watch their traffic report only what their relay carries: what else they send is not known." }
+                }
             } @else {
                 (table("What blocks strict mode", &[("Level", false), ("Server", false), ("Protocol", false), ("Bytes", true)], rows))
                 p { a href="/change" { "All " (count(all as u64, "service")) ", and what to change" } }
@@ -261,7 +264,7 @@ pub fn expiry(model: &Model, asked: usize) -> Markup {
         }
     };
     let heads =
-        [("When", false), ("", false), ("What", false), ("Then", false), ("Command", false)];
+        [("When", false), ("In", false), ("What", false), ("Then", false), ("Command", false)];
     let body = html! {
         h1 { "What expires" }
         p.lead { "Keys, certificates and exceptions that the authority knows of, the first one first." }
