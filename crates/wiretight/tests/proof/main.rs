@@ -17,3 +17,4 @@ mod publish;
 mod rig;
 mod sample;
 mod vectors;
+mod verify;
