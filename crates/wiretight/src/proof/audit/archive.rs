@@ -134,7 +134,7 @@ pub struct Read<'a> {
 /// Takes an archive apart.
 ///
 /// # Errors
-/// The first place where it is not what [`write`] would have written.
+/// The first place where it is not what [`write()`] would have written.
 pub fn read(bytes: &[u8]) -> Result<Read<'_>, Damage> {
     let bad = |file: &str, what: &str| Err(Damage::new(file, what));
     if bytes.len() > MAX_ARCHIVE {

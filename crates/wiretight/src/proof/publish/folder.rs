@@ -57,7 +57,7 @@ pub enum FolderError {
     NoExchange(PathBuf),
 }
 
-/// Whether [`write`] may write this folder.
+/// Whether [`write()`] may write this folder.
 pub fn check(dir: &Path) -> Result<(), FolderError> {
     Place::open(dir).map(|_| ())
 }
