@@ -50,8 +50,13 @@ impl Nodes {
 
         step("starting an authority ...");
         let console = free_port()?;
-        let sections =
-            format!("[authority]\nlisten = \"{authority}\"\n[console]\nlisten = \"{console}\"\n");
+        let page = nodes.proof_page();
+        fs::create_dir(page.parent().context("the proof page has no directory")?)?;
+        let sections = format!(
+            "[authority]\nlisten = \"{authority}\"\n[console]\nlisten = \"{console}\"\n\
+             [publish]\ndir = \"{}\"\n",
+            page.display()
+        );
         nodes.write("authority", "off", &sections)?;
         nodes.run("authority").await?;
 
@@ -80,6 +85,11 @@ impl Nodes {
         nodes.run("a").await?;
         nodes.registered().await?;
         Ok(nodes)
+    }
+
+    /// The folder of the public page. Its parent contains nothing else.
+    fn proof_page(&self) -> PathBuf {
+        self.dir.path().join("public").join("proof")
     }
 
     fn state_dir(&self, node: &str) -> PathBuf {
@@ -217,6 +227,10 @@ impl Nodes {
         if let (true, Some(entry)) = (own, self.own_entry) {
             out += &format!("Your own server, through the relays: {entry}\n");
         }
+        out += &format!(
+            "The public proof page, which gets its first numbers when the authority logs an hour:\n  file://{}/index.html\n",
+            self.proof_page().display()
+        );
         out += &format!("Logs: {}/*.log. Stop with Ctrl-C.\n", self.dir.path().display());
         out
     }
