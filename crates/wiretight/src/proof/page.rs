@@ -437,7 +437,7 @@ fn keys(facts: &PublicFacts) -> Markup {
                     div.keyfact {
                         h3 { (clean(&key.name)) " (" (clean(&key.algorithm)) ")" }
                         p { (clean(&key.holder)) }
-                        p { "With it, one could: " (clean(&key.power)) }
+                        p { (clean(&key.power)) }
                         p.dim {
                             code { (clean(&key.fingerprint)) }
                             @if let Some(expires) = key.expires { " valid until " (date(expires, DAY)) }
