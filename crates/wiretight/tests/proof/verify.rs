@@ -419,6 +419,7 @@ fn read() -> Value {
 
 const DONE: [&str; 2] = ["wait", "#verdict[data-state]"];
 
+/// One to two minutes: about 30 folders, each opened in a browser of its own, which checks all of its proofs.
 #[test]
 fn a_true_folder_is_accepted_and_each_kind_of_false_one_is_refused() {
     let mut cases = Vec::new();
@@ -456,6 +457,7 @@ fn a_true_folder_is_accepted_and_each_kind_of_false_one_is_refused() {
 }
 
 /// A visitor keeps a checkpoint, in the browser or as a file, and comes back.
+/// About 45 s: a visit to each of several folders, with what was kept from the visits before.
 #[test]
 fn what_a_visitor_kept_shows_a_forked_log() {
     let temp = TempDir::new().unwrap();
