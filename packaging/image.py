@@ -179,7 +179,7 @@ def main():
     }
     described = blob("manifest.v1+json", encoded(manifest))
     described["platform"] = {"architecture": architecture, "os": "linux"}
-    described["annotations"] = {"org.opencontainers.image.ref.name": version}
+    described["annotations"] = {"org.opencontainers.image.ref.name": f"wiretight:{version}"}
     index = {
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.index.v1+json",
