@@ -87,8 +87,10 @@ impl Collector for Snapshot {
         )?;
         let flag = |on: bool| vec![(Vec::new(), u64::from(on))];
         gauge(e, "ready", "1 if identities and trust bundle are in force", flag(status.ready))?;
-        let connected = status.authority_link.connected;
-        gauge(e, "authority_connected", "1 if connected to the authority", flag(connected))?;
+        if !status.authority_link.alone {
+            let connected = status.authority_link.connected;
+            gauge(e, "authority_connected", "1 if connected to the authority", flag(connected))?;
+        }
         if let Some(of) = &status.log {
             log(e, of)?;
         }

@@ -159,9 +159,13 @@ fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
+/// `1 site`, `2 sites`
+fn count(n: usize, name: &str) -> String {
+    format!("{n} {name}{}", if n == 1 { "" } else { "s" })
+}
+
 /// `1 service, 0 dials, 2 sites`
 fn counted(services: usize, dials: usize, sites: usize) -> String {
-    let count = |n: usize, name: &str| format!("{n} {name}{}", if n == 1 { "" } else { "s" });
     [count(services, "service"), count(dials, "dial"), count(sites, "site")].join(", ")
 }
 
