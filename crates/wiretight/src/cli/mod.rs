@@ -8,6 +8,7 @@ mod confirm;
 mod console;
 mod demo;
 mod join;
+mod man;
 mod mode;
 mod monitor;
 mod node;
@@ -37,6 +38,8 @@ use serde::Serialize;
 use crate::admin::client::AdminError;
 use crate::config::{Config, ConfigErrors};
 use crate::logging::chain;
+
+const DEFAULT_CONFIG: &str = "/etc/wiretight/wiretight.toml";
 
 /// Encrypts all traffic between your machines, and lets outsiders verify it.
 ///
@@ -97,7 +100,7 @@ enum Verb {
     Watch(Box<watch::Watch>),
     Demo(demo::Demo),
     Completions(shell::Completions),
-    Man(shell::Man),
+    Man(man::Man),
     #[command(hide = true)]
     DnsHook(run::DnsHook),
     #[command(hide = true)]
@@ -111,9 +114,9 @@ struct Where {
     /// The node's configuration file
     #[arg(
         long,
-        value_name = "FILE",
+        value_name = "FILE", value_hint = clap::ValueHint::FilePath,
         env = "WIRETIGHT_CONFIG",
-        default_value = "/etc/wiretight/wiretight.toml"
+        default_value = DEFAULT_CONFIG
     )]
     config: PathBuf,
 }

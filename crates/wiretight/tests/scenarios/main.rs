@@ -26,6 +26,7 @@ mod privilege;
 mod programs;
 mod rig;
 mod scan;
+mod setup;
 mod tokens;
 mod traffic;
 mod transparency;
