@@ -7,6 +7,7 @@ mod check;
 mod confirm;
 mod console;
 mod demo;
+mod init;
 mod join;
 mod man;
 mod mode;
@@ -53,6 +54,7 @@ const DEFAULT_CONFIG: &str = "/etc/wiretight/wiretight.toml";
     after_help = "\
 Examples:
   wiretight demo                                     try it, without any setup
+  wiretight init                                     write a first configuration file for this machine
   wiretight check wiretight.toml                     check a configuration file
   wiretight run --config wiretight.toml              run this node
   wiretight token create --node db1 --service db     create a token for a new node to join with
@@ -69,6 +71,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
+    Init(init::Init),
     Run(run::Run),
     Check(check::Check),
     Status(status::Status),
@@ -180,6 +183,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let json = std::env::args_os().any(|argument| argument == "--json");
     let done = match cli.verb {
+        Verb::Init(verb) => verb.run(),
         Verb::Run(verb) => verb.run(),
         Verb::Check(verb) => verb.run(),
         Verb::Status(verb) => verb.run(),

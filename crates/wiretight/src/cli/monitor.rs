@@ -72,7 +72,7 @@ Example:
   wiretight monitor status --state /var/lib/wiretight-monitor")]
 struct ShowStatus {
     /// The state directory of a monitor
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
     state: PathBuf,
     #[command(flatten)]
     out: Output,
@@ -80,9 +80,12 @@ struct ShowStatus {
 
 /// List the certificates and revocations in the logs
 #[derive(Args)]
+#[command(
+    after_help = "Example:\n  wiretight monitor list --state /var/lib/wiretight-monitor --watch service/db"
+)]
 struct List {
     /// The state directory of a monitor
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
     state: PathBuf,
     /// Only entries for this name; may be repeated
     #[arg(long = "watch", value_name = "NAME")]
@@ -94,24 +97,24 @@ struct List {
 #[derive(Args)]
 struct Follow {
     /// The policy (C2SP tlog-policy), which names the logs and witnesses
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     policy: PathBuf,
     /// The URL or directory of the log [default: the URL in the policy]. If the policy has several logs, give
     /// ORIGIN=URL for each that needs one
-    #[arg(long = "url", value_name = "[ORIGIN=]URL|DIR")]
+    #[arg(long = "url", value_name = "[ORIGIN=]URL|DIR", value_hint = clap::ValueHint::AnyPath)]
     urls: Vec<String>,
     /// The monitor's state directory; nothing else may be in it
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
     state: PathBuf,
     /// A file with the expected keys
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     expect: Option<PathBuf>,
     /// A name to watch: a SPIFFE ID, service/NAME, node/NAME, a DNS name or an IP address; may be repeated. All
     /// names of the same identity are watched
     #[arg(long = "watch", value_name = "NAME")]
     watch: Vec<Watch>,
     /// POST alerts to this URL
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", value_hint = clap::ValueHint::Url)]
     webhook: Option<Url>,
     /// Check once and exit
     #[arg(long)]
@@ -127,19 +130,19 @@ struct Follow {
     repeat: Duration,
     /// POST the monitor's status to this URL after each check that read all logs, so that a service there notices when
     /// the monitor stops or is blind
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", value_hint = clap::ValueHint::Url)]
     heartbeat: Option<Url>,
     /// Alert if the witnesses have cosigned nothing new for this long
     #[arg(long, value_name = "TIME", default_value = "15m", value_parser = term::duration)]
     max_silence: Duration,
     /// CA certificates (PEM) to trust in addition to the system's; for the log of a mesh, its trust bundle
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     ca: Option<PathBuf>,
     /// The client certificate chain (PEM) for the log's server; the log of a mesh requires one
-    #[arg(long, value_name = "FILE", requires = "key")]
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, requires = "key")]
     cert: Option<PathBuf>,
     /// The key of the client certificate (PEM)
-    #[arg(long, value_name = "FILE", requires = "cert")]
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, requires = "cert")]
     key: Option<PathBuf>,
     /// The name in the server's certificate, if it is not the URL's host
     #[arg(long, value_name = "NAME")]
@@ -154,6 +157,11 @@ impl Monitor {
             (None, Some(follow)) => follow.run(),
             (None, None) => anyhow::bail!("nothing to follow: give --policy and --state"),
         }
+    }
+
+    /// Whether the logs to follow can be found, without reading them.
+    pub(super) fn check(&self) -> anyhow::Result<()> {
+        self.follow.as_ref().map_or(Ok(()), |follow| follow.sources().map(drop))
     }
 }
 
