@@ -417,6 +417,51 @@ fn the_guides_first_mesh_and_interception_work_literally() {
     let status = site.run("web1", "wiretight status --json", "").good().json();
     assert_eq!(status["intercept"]["mode"], "strict", "{status:#}");
     assert!(status["intercept"]["counts"]["redirected"]["packets"].as_u64() > Some(0));
+
+    site.follow(part(guide, "## Uninstall"));
+    let tables = site.run("web1", "nft list tables", "").good().out;
+    assert!(!tables.contains("wiretight"), "{tables}");
+    // The control: the rules of db1 are there.
+    let tables = site.run("db1", "nft list tables", "").good().out;
+    assert!(tables.contains("table inet wiretight\n"), "{tables}");
+    let nodes = site.run("auth1", "wiretight node list", "").good().out;
+    assert!(nodes.contains("db1") && !nodes.contains("web1"), "{nodes}");
+}
+
+#[test]
+fn the_guides_renames_and_moves_work_literally() {
+    if !can() {
+        return;
+    }
+    let guide = include_str!("../../../../docs/operator.md");
+    let mut site = Site::new(&["auth1", "auth3", "db1", "db2", "web1"]);
+    let local = ([127, 0, 0, 1], 5432).into();
+    let postgres = Postgres::start_in(Some(&site.host("db1").netns), local, "*");
+    site.follow(part(guide, "## A first mesh"));
+    let all = part(guide, "## Rename and move");
+    site.follow(part(all, "### Rename a service"));
+    let peers = |site: &mut Site| {
+        let status = site.run("web1", "wiretight status --json", "").good().json();
+        status["relay"]["peers"].to_string()
+    };
+    assert!(
+        peers(&mut site).contains("spiffe://example.org/service/orders"),
+        "{}",
+        peers(&mut site)
+    );
+    site.follow(part(all, "### Rename a node"));
+    let nodes = site.run("auth1", "wiretight node list", "").good().out;
+    assert!(nodes.contains("shop1") && !nodes.contains("web1"), "{nodes}");
+    drop(postgres);
+    let _postgres = Postgres::start_in(Some(&site.host("db2").netns), local, "*");
+    site.follow(part(all, "### Move a node to another machine"));
+    site.follow(part(all, "### Move the authority"));
+    for host in ["web1", "db2"] {
+        let status = site.run(host, "wiretight status --json", "").good().json();
+        let authority = &status["authority_link"]["authority"];
+        assert_eq!(authority, "10.0.0.2:7400", "{status:#}");
+    }
+    site.line("web1# psql -h 127.0.0.1");
 }
 
 #[test]
