@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use wiretight::config::Publish;
+use wiretight::proof::log_part::{LogPart, ProvedPeriod};
 use wiretight::proof::publish::{Folder, VERIFIER};
 use wiretight_keys::claims::*;
 use wiretight_keys::token::hex;
@@ -21,21 +22,6 @@ use super::common::say;
 use super::sample::{AT, Sample, Tree};
 
 type Files = BTreeMap<String, String>;
-
-#[derive(Serialize, Deserialize)]
-struct LogFile {
-    version: u8,
-    checkpoint: String,
-    policy: String,
-    periods: Vec<Logged>,
-}
-
-#[derive(Clone, Serialize, Deserialize)]
-struct Logged {
-    index: u64,
-    entry: String,
-    proof: Vec<String>,
-}
 
 #[derive(Serialize, Deserialize)]
 struct PublicationFile {
@@ -269,7 +255,7 @@ fn lies(all: &mut Vec<Case>) {
         files.insert("index.html".into(), text);
     });
     lie("changed-entry", "Hours or days that are shown are not in the log", &|_, files| {
-        edit(files, "log.json", |log: &mut LogFile| {
+        edit(files, "log.json", |log: &mut LogPart| {
             let entry = &mut log.periods.last_mut().unwrap().entry;
             let mut period = MeshPeriod::parse(entry.as_bytes()).unwrap();
             period.levels.plaintext = Amount::default();
@@ -277,29 +263,29 @@ fn lies(all: &mut Vec<Case>) {
         });
     });
     lie("missing-hour", "An hour is withheld, or a day is false", &|_, files| {
-        edit(files, "log.json", |log: &mut LogFile| {
+        edit(files, "log.json", |log: &mut LogPart| {
             log.periods.remove(40);
         });
     });
     lie("truncated-proof", "the proof has the wrong number of hashes", &|_, files| {
-        edit(files, "log.json", |log: &mut LogFile| {
+        edit(files, "log.json", |log: &mut LogPart| {
             log.periods[7].proof.pop();
         });
     });
     lie("too-few-witnesses", "Too few witnesses cosigned: 1 of 3", &|sample, files| {
         let one = sample.checkpoint(1, AT - 40).to_string();
-        edit(files, "log.json", |log: &mut LogFile| log.checkpoint = one);
+        edit(files, "log.json", |log: &mut LogPart| log.checkpoint = one);
     });
     lie("wrong-witness-key", "Too few witnesses cosigned: 1 of 3", &|sample, files| {
         let name = sample.witnesses[1].public().name().clone();
         let other = Cosigner::from_seed(name, Kind::Ed25519, &[99; 32]).unwrap();
         let policy =
             sample.policy_with("witness south", &format!("witness south {}", other.public()));
-        edit(files, "log.json", |log: &mut LogFile| log.policy = policy);
+        edit(files, "log.json", |log: &mut LogPart| log.policy = policy);
     });
     lie("another-log", "No log of the policy signed this checkpoint", &|_, files| {
         let policy = Sample::whole().policy.to_string();
-        edit(files, "log.json", |log: &mut LogFile| log.policy = policy);
+        edit(files, "log.json", |log: &mut LogPart| log.policy = policy);
     });
     // An hour is left out of everything, but not of its day.
     let mut sample = Sample::whole();
@@ -317,8 +303,8 @@ fn lies(all: &mut Vec<Case>) {
     let index = sample.tree.push(&second.entry());
     let mut files = sample.preview_files();
     let proof = texts(&sample.tree.inclusion(&[index])[0]);
-    edit(&mut files, "log.json", |log: &mut LogFile| {
-        log.periods.push(Logged { index, entry: body(&second.entry()), proof });
+    edit(&mut files, "log.json", |log: &mut LogPart| {
+        log.periods.push(ProvedPeriod { index, entry: body(&second.entry()), proof });
     });
     all.push(case(
         "contradiction",
