@@ -17,5 +17,6 @@ pub mod log_part;
 pub mod page;
 pub mod public;
 pub mod publish;
+pub mod reported;
 
 pub use collect::collect;
