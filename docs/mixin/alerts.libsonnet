@@ -15,6 +15,12 @@
     },
   },
 
+  // The share of its life that something has left.
+  local left(name) = |||
+    (%(name)s_not_after_timestamp_seconds - time())
+      / (%(name)s_not_after_timestamp_seconds - %(name)s_not_before_timestamp_seconds)
+  ||| % { name: name },
+
   prometheusAlerts+:: {
     groups+: [
       {
@@ -73,7 +79,7 @@
             'WiretightRefusalsRising',
             'warning',
             |||
-              sum by (job, instance, side, service, reason) (rate(wiretight_refused_total[10m])) > %s
+              sum by (job, instance, side, service, reason) (rate(wiretight_refused_total[10m])) > %g
             ||| % config.refusalRate,
             '10m',
             '{{ $labels.instance }} refuses connections of service/{{ $labels.service }}: {{ $labels.reason }}.',
@@ -119,7 +125,7 @@
           alert(
             'WiretightDiskFull',
             'warning',
-            'wiretight_state_dir_available_bytes / wiretight_state_dir_size_bytes < %s' % config.diskFree,
+            'wiretight_state_dir_available_bytes / wiretight_state_dir_size_bytes < %g' % config.diskFree,
             '15m',
             'The disk with the state directory of {{ $labels.instance }} is almost full.',
             '{{ $value | humanizePercentage }} are free. A full disk stops renewals and, on the authority, the log.',
@@ -132,7 +138,7 @@
           alert(
             'WiretightIdentityExpires',
             'critical',
-            'job_instance_id:wiretight_svid_life_left:ratio < %s' % config.lifeLeft,
+            left('wiretight_svid') + '  < %g' % config.lifeLeft,
             '2m',
             'The identity {{ $labels.id }} on {{ $labels.instance }} is not renewed.',
             '{{ $value | humanizePercentage }} of its life are left. Connections fail when it expires.',
@@ -140,7 +146,7 @@
           alert(
             'WiretightCertificateExpires',
             'critical',
-            'job_instance_site:wiretight_edge_certificate_life_left:ratio < %s' % config.lifeLeft,
+            left('wiretight_edge_certificate') + '  < %g' % config.lifeLeft,
             '15m',
             'The certificate of {{ $labels.site }} on {{ $labels.instance }} is not renewed.',
             '{{ $value | humanizePercentage }} of its life are left. Browsers reject the site when it expires.',
@@ -152,8 +158,8 @@
             |||
               (max by (job, instance) (wiretight_root_not_after_timestamp_seconds) - time() < %d * 86400
                 and on (job, instance) wiretight_intermediate_not_after_timestamp_seconds)
-                or job_instance:wiretight_intermediate_life_left:ratio < %s
-            ||| % [config.rootDays, config.lifeLeft],
+                or
+            ||| % config.rootDays + left('wiretight_intermediate') + '  < %g' % config.lifeLeft,
             '15m',
             'The root or the intermediate of the authority on {{ $labels.instance }} expires soon.',
             'When it has expired, no node can connect to another.',

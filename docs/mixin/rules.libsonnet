@@ -1,9 +1,4 @@
 {
-  local left(name) = |||
-    (%(name)s_not_after_timestamp_seconds - time())
-      / (%(name)s_not_after_timestamp_seconds - %(name)s_not_before_timestamp_seconds)
-  ||| % { name: name },
-
   prometheusRules+:: {
     groups+: [
       {
@@ -22,12 +17,6 @@
                 / sum by (job, instance) (job_instance_level:wiretight_flow_bytes:rate5m)
             |||,
           },
-          { record: 'job_instance_id:wiretight_svid_life_left:ratio', expr: left('wiretight_svid') },
-          {
-            record: 'job_instance_site:wiretight_edge_certificate_life_left:ratio',
-            expr: left('wiretight_edge_certificate'),
-          },
-          { record: 'job_instance:wiretight_intermediate_life_left:ratio', expr: left('wiretight_intermediate') },
           {
             record: 'job_instance_side_service:wiretight_session_open_duration_seconds:p99_5m',
             expr: |||

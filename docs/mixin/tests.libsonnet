@@ -187,7 +187,7 @@ local during(from, labels, description) =
         ['wiretight_svid_not_after_timestamp_seconds', node + ', id="spiffe://example.org/service/db"', '3600x30 5400x100'],
       ],
       'The identity spiffe://example.org/service/db on n1 is not renewed.',
-      [[minute, null, ''] for minute in [10, 29, 31, 60, 78]] +
+      [[minute, null, ''] for minute in [10, 29, 31, 60, 78, 80]] +
       [
         [81, labels { id: 'spiffe://example.org/service/db' }, '15% of its life are left. Connections fail when it expires.'],
         [87, labels { id: 'spiffe://example.org/service/db' }, '5% of its life are left. Connections fail when it expires.'],
