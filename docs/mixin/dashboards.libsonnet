@@ -15,7 +15,7 @@ local alarm = [[null, good], [1, bad]];  // 0 is good
     [
       p.number(
         'Encrypted',
-        'The share of bytes that crossed a network encrypted. What is unknown counts as not encrypted. Needs [watch].',
+        'The share of bytes that crossed a network encrypted. Unknown counts as not encrypted. A connection is counted when it ends. Needs [watch].',
         'percentunit',
         |||
           sum(rate(wiretight_flow_bytes_total{SEL, way=~"in|out|forwarded", level=~"weak|acceptable|strong"}[$__rate_interval]))
@@ -63,7 +63,7 @@ local alarm = [[null, good], [1, bad]];  // 0 is good
       ),
       p.stacked(
         'Bytes by level',
-        'Bytes that crossed a network, by level of encryption.',
+        'Bytes that crossed a network, by level of encryption. A connection is counted when it ends, with all its bytes.',
         'Bps',
         [['sum by (level) (rate(wiretight_flow_bytes_total{SEL, way=~"in|out|forwarded"}[$__rate_interval]))', '{{level}}']]
       ),
@@ -81,7 +81,7 @@ local alarm = [[null, good], [1, bad]];  // 0 is good
       ),
       p.lines(
         'Bytes that were not attributed',
-        'Bytes on the network interfaces that belong to no counted connection, since the start of the watch.',
+        'Bytes on the network interfaces that belong to no known connection, since the start of the watch.',
         'bytes',
         [['max by (instance) (wiretight_flow_missed_bytes{SEL})', '{{instance}}']]
       ),

@@ -413,8 +413,9 @@ fn watch(e: &mut DescriptorEncoder<'_>, of: &WatchStatus, cost: Option<Cost>) ->
     let gaps = &of.settled.gaps;
     let help = "Bytes that crossed the network interfaces, without headers of the link layer";
     counter(e, "flow_interface_bytes", help, one(gaps.interface_bytes))?;
-    let help = "Of these, the bytes since the start that belong to no counted connection";
-    gauge(e, "flow_missed_bytes", help, one(gaps.missed_bytes))?;
+    // Of everything that is known now: what is settled lacks the connections that are open.
+    let help = "Of these, the bytes since the start that belong to no known connection";
+    gauge(e, "flow_missed_bytes", help, one(of.gaps.missed_bytes))?;
     let help = "Times that the kernel dropped notifications of connections";
     counter(e, "flow_resyncs", help, one(gaps.resyncs))?;
     let help = "First packets of connections that the kernel could not deliver";

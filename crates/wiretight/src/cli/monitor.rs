@@ -156,7 +156,7 @@ struct Follow {
 }
 
 fn loopback(text: &str) -> Result<SocketAddr, String> {
-    let at: SocketAddr = text.parse().map_err(|_| "not an address such as 127.0.0.1:7491")?;
+    let at: SocketAddr = text.parse().map_err(|_| "not an address such as 127.0.0.1:7493")?;
     match at.ip().to_canonical().is_loopback() {
         true => Ok(at),
         false => Err("not a loopback address; the metrics are served unencrypted".into()),
