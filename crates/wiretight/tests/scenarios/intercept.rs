@@ -409,7 +409,7 @@ fn a_mesh_with_one_outsider_goes_from_observe_to_strict_and_back_despite_failure
         ("wiretight_intercept_rules_in_force", 1.0),
         ("wiretight_intercept_keeper_alive", 1.0),
         ("wiretight_intercept_trial", 0.0),
-        ("wiretight_intercept_mended_total", 0.0),
+        ("wiretight_intercept_restored_total", 0.0),
     ] {
         assert_eq!(metrics.get(name), Some(&value), "{name}: {metrics:#?}");
     }
