@@ -179,6 +179,7 @@ fn counted(services: usize, dials: usize, sites: usize) -> String {
 pub fn main() -> ExitCode {
     // A process started through /proc/self/exe would appear as `exe` in ps, top and the kernel log.
     let _ = rustix::thread::set_name(c"wiretight");
+    crate::exposition::started();
     crate::privilege::no_core_dumps();
     let cli = Cli::parse();
     let json = std::env::args_os().any(|argument| argument == "--json");

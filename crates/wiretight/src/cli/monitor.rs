@@ -1,15 +1,19 @@
 //! `wiretight monitor`
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use serde_json::json;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use wiretight_proxy::clock::now;
 use wiretight_tlog::policy::Log;
 use zeroize::Zeroizing;
@@ -25,6 +29,7 @@ use crate::log::monitor::{Source, Watched};
 use crate::log::reader::Reader;
 use crate::private_dir::PrivateDir;
 use crate::web::client::{Client, Credentials, Url};
+use crate::web::server;
 
 /// Exit status: a log could not be read to its signed size, or no monitor is running.
 const BLIND: u8 = 3;
@@ -132,6 +137,10 @@ struct Follow {
     /// the monitor stops or is blind
     #[arg(long, value_name = "URL", value_hint = clap::ValueHint::Url)]
     heartbeat: Option<Url>,
+    /// Serve metrics for Prometheus on this address, as /metrics by HTTP. It must be a loopback address, for a scraper or a
+    /// proxy on this machine
+    #[arg(long, value_name = "ADDR", conflicts_with = "once", value_parser = loopback)]
+    metrics: Option<SocketAddr>,
     /// Alert if the witnesses have cosigned nothing new for this long
     #[arg(long, value_name = "TIME", default_value = "15m", value_parser = term::duration)]
     max_silence: Duration,
@@ -147,6 +156,14 @@ struct Follow {
     /// The name in the server's certificate, if it is not the URL's host
     #[arg(long, value_name = "NAME")]
     server_name: Option<String>,
+}
+
+fn loopback(text: &str) -> Result<SocketAddr, String> {
+    let at: SocketAddr = text.parse().map_err(|_| "not an address such as 127.0.0.1:7493")?;
+    match at.ip().to_canonical().is_loopback() {
+        true => Ok(at),
+        false => Err("not a loopback address; the metrics are served unencrypted".into()),
+    }
 }
 
 impl Monitor {
@@ -197,6 +214,18 @@ impl Follow {
         runtime.block_on(async {
             let (mut terminate, mut interrupt) =
                 (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+            // Serving ends with the runtime.
+            let (_stop, end) = watch::channel(false);
+            if let Some(at) = self.metrics {
+                let listener = TcpListener::bind(at).await;
+                let listener = listener.with_context(|| {
+                    format!(
+                        "cannot listen on {at} (--metrics). Another program may use that address."
+                    )
+                })?;
+                tracing::info!(listen = %listener.local_addr()?, "serving metrics");
+                tokio::spawn(server::serve(Arc::new(monitor.metrics()), listener, None, end));
+            }
             let work = async {
                 match self.once {
                     true => match monitor.once().await {

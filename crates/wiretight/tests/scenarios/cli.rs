@@ -384,10 +384,12 @@ pub(crate) fn openmetrics(text: &str) -> BTreeMap<String, f64> {
         }
         let (name, value) = line.rsplit_once(' ').unwrap_or_else(|| panic!("{line}"));
         let family = name.split('{').next().unwrap();
-        let known = match family.strip_suffix("_total") {
-            Some(base) => kinds.get(base) == Some(&"counter"),
-            None => kinds.get(family) == Some(&"gauge"),
+        let is = |suffix: &str, kind: &str| {
+            family.strip_suffix(suffix).is_some_and(|base| kinds.get(base) == Some(&kind))
         };
+        let known = is("_total", "counter")
+            || is("", "gauge")
+            || ["_bucket", "_sum", "_count"].iter().any(|suffix| is(suffix, "histogram"));
         assert!(known, "no TYPE for {line}");
         if let Some(labels) = name.strip_prefix(family).filter(|l| !l.is_empty()) {
             let labels = labels.strip_prefix('{').and_then(|l| l.strip_suffix('}'));
@@ -429,9 +431,19 @@ fn metrics_are_valid_openmetrics_and_count() {
         let handshakes = of(&m, "handshakes_total", side);
         assert!((1.0..8.0).contains(&handshakes), "connections are not used again: {handshakes}");
         assert_eq!(of(&m, "sessions_failed_total", side), 0.0);
+        assert_eq!(of(&m, "session_open_duration_seconds_count", side), 8.0);
+        let shaken = of(&m, "handshake_duration_seconds_count", side);
+        assert!(shaken >= handshakes && shaken < 8.0, "{shaken} {handshakes}");
+        // A service connects to its backend for each session, a dial to its peer for each handshake.
+        let connects = of(&m, "connect_duration_seconds_count", side);
+        assert!(if side == "dial" { connects >= handshakes } else { connects == 8.0 });
+        assert!((1e-6..8.0).contains(&of(&m, "session_open_duration_seconds_sum", side)));
         assert_eq!(m["wiretight_ready"], 1.0);
         assert_eq!(m["wiretight_authority_connected"], 1.0);
-        assert!(m.keys().any(|k| k.starts_with("wiretight_svid_not_after_seconds{id=")), "{m:#?}");
+        assert!(
+            m.keys().any(|k| k.starts_with("wiretight_svid_not_after_timestamp_seconds{id=")),
+            "{m:#?}"
+        );
     }
 }
 

@@ -21,6 +21,7 @@ mod hostile;
 mod intercept;
 mod life;
 mod machines;
+mod mixin;
 mod operator;
 mod privilege;
 mod programs;
