@@ -4,6 +4,7 @@
 //! - [`mod@collect`]: the facts, from the authority
 //! - [`audit`], [`controls`]: the auditor's archive, and the controls that it is evidence for
 //! - [`publish`]: the public folder; [`public`]: its facts; [`page`]: its page
+//! - [`scans`]: reports of the scanner
 //! - `chart`: charts as SVG, for pages
 
 pub mod audit;
@@ -14,5 +15,6 @@ pub mod facts;
 pub mod page;
 pub mod public;
 pub mod publish;
+pub mod scans;
 
 pub use collect::collect;
