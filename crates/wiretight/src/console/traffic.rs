@@ -473,7 +473,6 @@ pub fn change(model: &Model, query: &Query) -> Markup {
         } @else {
             (pager(part, "/change", &[("level", level)]))
             (table("What to change", &heads, rows))
-            (pager(part, "/change", &[("level", level)]))
         }
     };
     let commands = [
