@@ -452,6 +452,13 @@ impl Control<'_> {
         let (node, trust_domain) = (&config.node.name, &config.node.trust_domain);
         let (version, workers) = (env!("CARGO_PKG_VERSION"), plane.workers);
         tracing::info!(%node, %trust_domain, version, workers, "node started");
+        let started = daemon.clone();
+        tokio::spawn(async move {
+            started.agent.wait_ready().await;
+            if started.not_ready().is_none() {
+                tracing::info!("this node is ready");
+            }
+        });
         notify(&[NotifyState::Ready, NotifyState::Status("running")]);
         Ok(Control { plane, state, daemon, next, rules, watching, stop })
     }
