@@ -531,8 +531,9 @@ impl Daemon {
         let secret = sessions.link(Instant::now()).map_err(|e| {
             RequestError::Failed(format!("cannot get random bytes from the system: {e}"))
         })?;
-        let sites = self.config.load().console_sites();
-        let sites = sites.iter().map(|name| format!("https://{name}/enter/{secret}"));
+        let config = self.config.load();
+        let sites = config.console_sites();
+        let sites = sites.iter().map(|authority| format!("https://{authority}/enter/{secret}"));
         Ok(ConsoleAnswer {
             link: format!("http://{address}/enter/{secret}"),
             sites: sites.collect(),

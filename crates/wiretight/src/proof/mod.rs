@@ -6,6 +6,7 @@
 //! - [`log_part`]: claims with their proofs, for both
 //! - [`publish`]: the public folder; [`public`]: its facts; [`page`]: its page
 //! - [`reported`]: what machines reported that is not in the log
+//! - [`scans`]: reports of the scanner
 //! - `chart`: charts as SVG, for pages
 
 pub mod audit;
@@ -18,5 +19,6 @@ pub mod page;
 pub mod public;
 pub mod publish;
 pub mod reported;
+pub mod scans;
 
 pub use collect::collect;

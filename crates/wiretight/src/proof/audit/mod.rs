@@ -27,6 +27,7 @@ use wiretight_keys::claims::{DAY, MeshPeriod};
 use super::controls::Profile;
 use super::facts::{Facts, LoggedPeriod};
 pub use super::log_part::{LogPart, ProvedPeriod};
+use super::scans;
 use crate::authority::{AuthorityError, AuthorityHandle};
 use crate::control::Records;
 use archive::File;
@@ -39,8 +40,8 @@ const KIND: &str = "wiretight-audit";
 /// The longest window, in days.
 pub const MAX_DAYS: i32 = 366;
 /// The most reports of scans, and the size of each in bytes.
-pub const MAX_SCANS: usize = 100;
-pub const MAX_SCAN: usize = 32 << 20;
+pub const MAX_SCANS: usize = scans::MAX_FILES;
+pub const MAX_SCAN: usize = scans::MAX_FILE;
 
 const PAGE: &str = "index.html";
 const HEAD: &str = "audit.json";
