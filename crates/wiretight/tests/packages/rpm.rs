@@ -33,7 +33,7 @@ fn rpm_installs_upgrades_and_keeps_state_when_it_is_removed() {
     machine.run("getent passwd wiretight wiretight-witness wiretight-monitor");
     machine.run("test \"$(stat -c '%U %a' /var/lib/wiretight)\" = 'wiretight 700'");
     assert!(machine.exists("/etc/systemd/system/multi-user.target.wants/wiretight.service"));
-    assert_eq!(machine.of_the_host("pgrep", &["-x", "wiretight"]).code, Some(1), "nothing runs");
+    assert_eq!(Ran::of(&mut machine.shell("pidof wiretight"), "").code, Some(1), "nothing runs");
     machine.run("wiretight --version");
     rpm(&["-V", "wiretight"]).good();
 
