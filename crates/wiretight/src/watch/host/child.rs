@@ -536,9 +536,7 @@ impl Watcher {
     fn tick(&mut self) {
         self.ticked = Instant::now();
         self.collect();
-        for record in self.flows.current() {
-            self.census.seen(&record, false);
-        }
+        self.flows.hand_over(|record| self.census.seen(record, false));
         let bytes = self.count_interfaces();
         self.census.tick(wall(), bytes, std::mem::take(&mut self.gaps));
     }
@@ -558,9 +556,7 @@ impl Watcher {
         }
         // Packets are collected for a while by the kernel, too.
         self.read_packets();
-        for record in self.flows.current() {
-            self.census.seen(&record, false);
-        }
+        self.flows.hand_over(|record| self.census.seen(record, false));
     }
 
     fn problems(&self) -> Vec<String> {
