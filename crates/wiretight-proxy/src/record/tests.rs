@@ -163,6 +163,19 @@ fn plaintext_of_a_record_that_fails_is_erased() {
 }
 
 #[test]
+fn data_before_a_record_that_fails_is_delivered() {
+    let (mut client, mut server) = pair();
+    let first = seal(&mut client, b"first");
+    let mut second = seal(&mut client, b"second");
+    *second.last_mut().unwrap() ^= 1;
+    let mut out = [0; 100];
+    let opened = server.open(&[&first[..], &second].concat(), &mut out);
+    assert_eq!(opened, Ok((first.len(), 5)));
+    assert_eq!(&out[..5], b"first");
+    assert_eq!(server.open(&second, &mut out), Err(RecordError::BadMac));
+}
+
+#[test]
 fn record_lengths_are_limited() {
     let header = |len: usize| [APPLICATION_DATA, 3, 3, (len >> 8) as u8, len as u8];
     let longest = MAX_PLAINTEXT + 256;

@@ -126,7 +126,7 @@ fn advice(error: &io::Error) -> &'static str {
         io::ErrorKind::AddrInUse => "  (another process listens there; `ss -ltnp` shows which)",
         io::ErrorKind::AddrNotAvailable => " (no interface of this machine has that address)",
         io::ErrorKind::PermissionDenied => {
-            " (ports under 1024 need CAP_NET_BIND_SERVICE: see examples/wiretight.service)"
+            " (ports under 1024 need CAP_NET_BIND_SERVICE: see wiretight.service)"
         }
         _ => "",
     }

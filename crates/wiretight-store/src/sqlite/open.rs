@@ -39,7 +39,10 @@ const BUSY: Duration = Duration::from_secs(5);
 
 pub(super) fn open(path: PathBuf, limits: Limits) -> Result<Db> {
     // Resolve symlinks, so that one store has one lock.
-    let path = fs::canonicalize(&path).unwrap_or(path);
+    let path = match fs::canonicalize(&path) {
+        Ok(path) => path,
+        Err(_) => std::path::absolute(&path).map_err(io_error("find", &path))?,
+    };
     let lock = lock(&path)?;
     if !exists(&path)? {
         create(&path)?;
@@ -79,7 +82,7 @@ fn lock(path: &Path) -> Result<File> {
     }
 }
 
-/// Creates an empty store at `path`, atomically with respect to crashes.
+/// Creates an empty store at `path`, which is absolute, atomically with respect to crashes.
 fn create(path: &Path) -> Result<()> {
     // The log of a deleted database must not be replayed into a new one.
     if exists(&beside(path, "-wal"))? {
@@ -106,10 +109,7 @@ fn create(path: &Path) -> Result<()> {
         .map_err(io_error("create", &draft))?;
     write_tables(&draft).map_err(|fault| fault.at(&draft))?;
     fs::rename(&draft, path).map_err(io_error("create", path))?;
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
+    let directory = path.parent().unwrap_or(path);
     File::open(directory).and_then(|d| d.sync_all()).map_err(io_error("sync", directory))
 }
 

@@ -180,6 +180,24 @@ async fn an_incomplete_new_store_is_created_again() {
 }
 
 #[tokio::test]
+async fn a_leftover_that_cannot_be_removed_is_reported() {
+    let place = place();
+    fs::create_dir(beside(&place.path, ".new")).unwrap();
+    let (error, text) = refusal(&place.path).await;
+    assert!(matches!(error, Error::Io { doing: "remove", .. }), "{text}");
+}
+
+#[tokio::test]
+async fn a_mode_that_cannot_be_read_is_reported() {
+    let place = place();
+    filled(&place.path).await;
+    let wal = beside(&place.path, "-wal");
+    std::os::unix::fs::symlink(&wal, &wal).unwrap();
+    let (error, text) = refusal(&place.path).await;
+    assert!(matches!(error, Error::Io { doing: "read the mode of", .. }), "{text}");
+}
+
+#[tokio::test]
 async fn a_foreign_file_is_rejected_and_unchanged() {
     let place = place();
     for text in ["hello", &"a long text\n".repeat(1000)] {

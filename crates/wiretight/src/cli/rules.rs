@@ -27,7 +27,7 @@ pub(super) enum Rules {
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  wiretight rules load                               as examples/wiretight-rules.service does at boot
+  wiretight rules load                               as wiretight-rules.service does at boot
 
 Exit status: 0 if the rules are loaded, 1 if not.")]
 pub(super) struct Load {

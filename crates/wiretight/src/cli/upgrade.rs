@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(150);
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  install -m 755 wiretight /usr/local/bin/ && systemctl reload wiretight      with examples/wiretight.service
+  install -m 755 wiretight /usr/bin/ && systemctl reload wiretight            as a package does
   wiretight upgrade --config wiretight.toml                                   without a service manager
 
 Exit status: 0 if this binary has taken over, or was already running; 1 if not; 3 if no node is running.")]
@@ -125,7 +125,7 @@ fn at_the_same_place(process: &Path) -> anyhow::Result<()> {
         return Ok(());
     };
     bail!(
-        "the node runs as {unit}.service, and a process started here would not be part of that service. Run `systemctl reload {unit}` instead; the unit needs ExecReload=... upgrade (see examples/wiretight.service)."
+        "the node runs as {unit}.service, and a process started here would not be part of that service. Run `systemctl reload {unit}` instead; the unit needs ExecReload=... upgrade (see wiretight.service)."
     )
 }
 

@@ -117,7 +117,7 @@ pub fn run(config: Config, take_over: bool) -> anyhow::Result<()> {
             tracing::info!("sandbox: partly enforced (this kernel's Landlock lacks some features)")
         }
         Sandbox::Unsupported => tracing::warn!(
-            "sandbox: not enforced, as this kernel has no Landlock or a system call filter blocks it (examples/wiretight.service allows it)"
+            "sandbox: not enforced, as this kernel has no Landlock or a system call filter blocks it (wiretight.service allows it)"
         ),
         Sandbox::Off => tracing::info!("sandbox: disabled in the configuration"),
     }

@@ -640,7 +640,7 @@ fn landlock_confines_the_node_and_traffic_flows() {
 
 #[test]
 fn the_systemd_unit_lets_landlock_through_its_system_call_filter() {
-    let unit = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/wiretight.service");
+    let unit = concat!(env!("CARGO_MANIFEST_DIR"), "/../../packaging/systemd/wiretight.service");
     let text = fs::read_to_string(unit).unwrap();
     let filters: Vec<_> =
         text.lines().filter_map(|l| l.strip_prefix("SystemCallFilter=")).collect();
