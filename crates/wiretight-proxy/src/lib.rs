@@ -10,6 +10,7 @@
 //! - [`relay`]: services and dials
 //! - [`edge`]: sites: public HTTPS
 //! - [`net`], [`network`]: sockets and addresses
+//! - [`latency`]: histograms of how long things take
 //! - [`provider`], [`clock`]: cryptography providers for TLS, and the current time
 //! - [`intercept`]: kernel rules that prevent plaintext from leaving the machine
 //!
@@ -25,6 +26,7 @@ pub mod clock;
 pub mod edge;
 mod handshake;
 pub mod intercept;
+pub mod latency;
 mod listeners;
 pub mod mesh;
 pub mod net;
@@ -43,6 +45,7 @@ pub mod tls;
 pub mod wire;
 
 pub use edge::{Certificates, Edge, EdgeStatus};
+pub use latency::Latency;
 pub use mesh::{Identity, IdentityError, Instance, Mesh, Registry};
 pub use network::{Network, NetworkError};
 pub use quota::LogQuota;

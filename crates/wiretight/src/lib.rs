@@ -14,7 +14,7 @@
 //! - [`config`]: the configuration file
 //! - [`logging`], [`private_dir`]: log lines, files in the state directory
 //! - [`sandbox`], `privilege`, `program`: restrictions of this process, and starting another one
-//! - `netlink`: messages of the kernel
+//! - `netlink`, `exposition`: messages of the kernel; metrics in the formats of Prometheus
 
 pub mod acme;
 pub mod acme_server;
@@ -26,6 +26,7 @@ mod clock;
 pub mod config;
 pub mod console;
 pub mod control;
+mod exposition;
 pub mod intercept;
 pub mod log;
 pub mod logging;

@@ -56,6 +56,12 @@ pub(crate) fn problems(config: &Config) -> Vec<ConfigError> {
     {
         add("witnesses.ca".into(), why, "put the PEM certificate of the witnesses' CA there");
     }
+    if let Some(folder) = config.console.as_ref().and_then(|console| console.scans.as_ref())
+        && let Err(e) = std::fs::read_dir(folder)
+    {
+        let problem = format!("cannot read the folder {}: {e}", folder.display());
+        add("console.scans".into(), problem, "create it, readable by the user that runs the node");
+    }
     for ca in &config.acme {
         let key = |name| format!("[[acme]] {:?}: {name}", ca.directory);
         if let Err(error) = Ca::open(ca) {

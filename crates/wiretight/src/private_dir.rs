@@ -16,7 +16,10 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid, fchmod, fchown, openat, renameat, unlinkat};
+use rustix::fs::{
+    AtFlags, Gid, Mode, OFlags, RenameFlags, Uid, fchmod, fchown, openat, renameat, renameat_with,
+    unlinkat,
+};
 use rustix::io::Errno;
 use rustix::process::geteuid;
 use zeroize::Zeroizing;
@@ -217,16 +220,39 @@ pub struct Owner {
 /// Replaces or creates a file as described in the module documentation. It is synced to disk when this returns. Without
 /// `owner` it belongs to this user and is private (0600).
 pub fn replace(path: &Path, bytes: &[u8], owner: Option<Owner>) -> io::Result<()> {
-    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(io::ErrorKind::InvalidInput.into());
-    };
-    let dir = File::open(if dir.as_os_str().is_empty() { Path::new(".") } else { dir })?;
+    let (dir, name) = parts(path)?;
     replace_at(&dir, name, bytes, owner)?;
     dir.sync_all()
 }
 
-/// The same in an open directory, which the caller must sync.
+/// The same for a new file. An existing one stays as it is, and is an error.
+pub fn create(path: &Path, bytes: &[u8], owner: Option<Owner>) -> io::Result<()> {
+    let (dir, name) = parts(path)?;
+    put_at(&dir, name, bytes, owner, RenameFlags::NOREPLACE)?;
+    dir.sync_all()
+}
+
+/// The directory of a file, and its name in it.
+fn parts(path: &Path) -> io::Result<(File, &OsStr)> {
+    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let dir = File::open(if dir.as_os_str().is_empty() { Path::new(".") } else { dir })?;
+    Ok((dir, name))
+}
+
+/// [`replace`] in an open directory, which the caller must sync.
 pub fn replace_at(dir: &File, name: &OsStr, bytes: &[u8], owner: Option<Owner>) -> io::Result<()> {
+    put_at(dir, name, bytes, owner, RenameFlags::empty())
+}
+
+fn put_at(
+    dir: &File,
+    name: &OsStr,
+    bytes: &[u8],
+    owner: Option<Owner>,
+    how: RenameFlags,
+) -> io::Result<()> {
     let mut random = [0; 8];
     getrandom::fill(&mut random).map_err(io::Error::other)?;
     let random = u64::from_le_bytes(random);
@@ -240,7 +266,11 @@ pub fn replace_at(dir: &File, name: &OsStr, bytes: &[u8], owner: Option<Owner>) 
             fchmod(&file, Mode::from_raw_mode(mode & 0o7777))?;
         }
         file.sync_all()?;
-        Ok(renameat(dir, &temporary, dir, name)?)
+        // Some network file systems know no flags.
+        Ok(match how.is_empty() {
+            true => renameat(dir, &temporary, dir, name)?,
+            false => renameat_with(dir, &temporary, dir, name, how)?,
+        })
     };
     write().inspect_err(|_: &io::Error| {
         let _ = unlinkat(dir, &temporary, AtFlags::empty()); // the disk may be full

@@ -16,6 +16,7 @@
 //   axe        true: axe-core, in light, dark and print colours; it needs JavaScript
 //   shots      true: screenshots in light, dark, print and 375 px; also whether the page is too wide for 320 px, which is
 //              1280 px at 400 % zoom
+//   tab        visits with the same name happen in one tab, one after another. A new tab costs more than a visit
 // Every request to another host than the page's is blocked and returned as `foreign`.
 
 import { createServer } from 'node:http';
@@ -117,11 +118,22 @@ async function screenshots(page, name) {
     return wide;
 }
 
-async function visit(browser, { name, url, dir, path = 'index.html', file, scripts = true, now, steps = [], read = {}, axe, shots }) {
-    const served = dir && !file ? await serve(dir) : undefined;
-    const start = url ?? (file ? pathToFileURL(join(dir, path)).href : served.url + path);
+const tabs = new Map();
+/** The tab of a visit, which may have been used by visits before. */
+async function open(browser, { tab, scripts = true }) {
+    if (tabs.has(tab)) return tabs.get(tab);
     const context = await browser.newContext({ javaScriptEnabled: scripts, viewport: { width: 1280, height: 900 } });
     context.setDefaultTimeout(patience);
+    const opened = { context, page: await context.newPage() };
+    if (tab) tabs.set(tab, opened);
+    return opened;
+}
+
+async function visit(browser, options) {
+    const { name, url, dir, path = 'index.html', file, tab, scripts = true, now, steps = [], read = {}, axe, shots } = options;
+    const served = dir && !file ? await serve(dir) : undefined;
+    const start = url ?? (file ? pathToFileURL(join(dir, path)).href : served.url + path);
+    const { context, page } = await open(browser, options);
     const seen = { name, requests: [], foreign: [], problems: [], results: [], read: {} };
     const host = new URL(start).host;
     await context.route('**', (route) => {
@@ -130,7 +142,6 @@ async function visit(browser, { name, url, dir, path = 'index.html', file, scrip
         (own ? seen.requests : seen.foreign).push(to.href);
         return own ? route.continue() : route.abort();
     });
-    const page = await context.newPage();
     page.on('console', (m) => m.type() === 'error' && seen.problems.push(m.text()));
     page.on('pageerror', (e) => seen.problems.push(String(e)));
     try {
@@ -148,7 +159,8 @@ async function visit(browser, { name, url, dir, path = 'index.html', file, scrip
         seen.error = String(error.stack ?? error);
     }
     seen.cookies = (await context.cookies()).map((c) => c.name);
-    await context.close();
+    page.removeAllListeners();
+    await (tab ? context.unrouteAll() : context.close());
     served?.close();
     return seen;
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
 
 use hyper::StatusCode;
 use parking_lot::Mutex;
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::settings::SiteName;
 use crate::clock::now;
+use crate::latency::{Histogram, Latency};
 use crate::quota::LogQuota;
 use crate::reason::Reason;
 
@@ -45,6 +47,8 @@ pub(crate) struct SiteCounts {
     requests: [[AtomicU64; 6]; 3],
     pub(crate) sent: AtomicU64,
     pub(crate) received: AtomicU64,
+    /// From the request head to the end of the response. Upgraded connections are not counted.
+    pub(crate) duration: Histogram,
 }
 
 impl SiteCounts {
@@ -86,6 +90,24 @@ pub struct HandshakeCount {
     pub count: u64,
 }
 
+/// How long the handshakes with the same parameters took, for the metrics.
+#[derive(Debug, Clone)]
+pub struct HandshakeLatency {
+    /// The TLS version, or QUIC.
+    pub protocol: String,
+    pub group: String,
+    pub latency: Latency,
+}
+
+/// How long the requests to a site took, from the request head to the end of the response, for the metrics. Upgraded
+/// connections (WebSocket) are not counted.
+#[derive(Debug, Clone)]
+pub struct SiteLatency {
+    /// The site's first name.
+    pub site: String,
+    pub latency: Latency,
+}
+
 /// The number of connections and requests refused for one reason.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct EdgeRefused {
@@ -97,7 +119,7 @@ pub struct EdgeRefused {
 #[derive(Default)]
 pub(crate) struct EdgeTable {
     sites: Mutex<BTreeMap<SiteName, Arc<SiteCounts>>>,
-    handshakes: Mutex<BTreeMap<(String, String), u64>>,
+    handshakes: Mutex<BTreeMap<(String, String), Histogram>>,
     refused: Mutex<Refused>,
     pub(crate) connections: AtomicUsize,
     busy: AtomicUsize,
@@ -133,18 +155,27 @@ impl EdgeTable {
         self.busy.load(Relaxed)
     }
 
-    pub(crate) fn count_handshake(&self, protocol: String, group: String) {
-        *self.handshakes.lock().entry((protocol, group)).or_default() += 1;
+    pub(crate) fn count_handshake(&self, protocol: String, group: String, took: Duration) {
+        self.handshakes.lock().entry((protocol, group)).or_default().observe(took);
     }
 
     pub(crate) fn handshakes(&self) -> Vec<HandshakeCount> {
         let all = self.handshakes.lock();
-        let count = |((protocol, group), count): (&(String, String), &u64)| HandshakeCount {
+        let count = |((protocol, group), times): (&(String, String), &Histogram)| HandshakeCount {
             protocol: protocol.clone(),
             group: group.clone(),
-            count: *count,
+            count: times.read().count(),
         };
         all.iter().map(count).collect()
+    }
+
+    pub(crate) fn handshake_times(&self) -> Vec<HandshakeLatency> {
+        let all = self.handshakes.lock();
+        let latency = |((protocol, group), times): (&(String, String), &Histogram)| {
+            let (protocol, group, latency) = (protocol.clone(), group.clone(), times.read());
+            HandshakeLatency { protocol, group, latency }
+        };
+        all.iter().map(latency).collect()
     }
 
     /// Counts a refusal, and logs it unless there are too many at the moment.

@@ -36,6 +36,7 @@ pub(crate) struct AccessRecord {
     pub(crate) body: BodyProgress,
     pub(crate) begun: Instant,
     sent: u64,
+    is_upgraded: bool,
     end: &'static str,
     _busy: Busy,
     _in_flight: Option<InFlight>,
@@ -73,6 +74,7 @@ impl AccessRecord {
             body: BodyProgress::default(),
             begun: Instant::now(),
             sent: 0,
+            is_upgraded: false,
             end: "client_gone",
             _busy: opening.busy,
             _in_flight: opening.in_flight,
@@ -82,6 +84,11 @@ impl AccessRecord {
     /// Counts bytes of the response as sent.
     pub(crate) fn sent(&mut self, n: usize) {
         self.sent += n as u64;
+    }
+
+    /// The connection or stream carries another protocol from now on, for as long as it likes.
+    pub(crate) fn upgraded(&mut self) {
+        self.is_upgraded = true;
     }
 
     /// The response was sent completely.
@@ -120,10 +127,14 @@ fn loggable(path: &str) -> String {
 impl Drop for AccessRecord {
     fn drop(&mut self) {
         let received = self.body.received();
+        let took = self.begun.elapsed();
         if let Some(site) = &self.site {
             site.counts.answered(self.http, self.status);
             site.counts.sent.fetch_add(self.sent, Relaxed);
             site.counts.received.fetch_add(received, Relaxed);
+            if !self.is_upgraded {
+                site.counts.duration.observe(took);
+            }
         }
         tracing::info!(
             target: "access",
@@ -141,7 +152,7 @@ impl Drop for AccessRecord {
             group = &*self.group,
             bytes_in = received,
             bytes_out = self.sent,
-            ms = self.begun.elapsed().as_millis() as u64,
+            ms = took.as_millis() as u64,
             end = self.end,
         );
     }

@@ -60,7 +60,7 @@ pub use certificates::{
 };
 use context::Shared;
 use live::EdgeTable;
-pub use live::{EdgeRefused, HandshakeCount, Http, RequestCount};
+pub use live::{EdgeRefused, HandshakeCount, HandshakeLatency, Http, RequestCount, SiteLatency};
 use settings::{EdgeSettings, SiteName};
 use sites::{Material, Sites};
 use worker::Socket;
@@ -120,7 +120,10 @@ pub struct SiteStatus {
     /// The number of hosts with certificates, for a site that gets them on demand.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hosts: Option<usize>,
-    /// When its first certificate expires, in seconds since 1970; `None` if it has none.
+    /// Since when the certificate is valid that expires first, in seconds since 1970; `None` if it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_before: Option<u64>,
+    /// When it expires.
     pub not_after: Option<u64>,
     /// Seconds until then; negative if it has expired.
     pub expires_in_seconds: Option<i64>,
@@ -268,11 +271,13 @@ impl Edge {
                 }
                 false => names.iter().filter_map(|n| self.certificates.get(n.as_str())).collect(),
             };
-            let not_after = certificates.iter().map(|c| c.period().not_after).min();
+            let first = certificates.iter().map(|c| c.period()).min_by_key(|p| p.not_after);
+            let not_after = first.map(|period| period.not_after);
             SiteStatus {
                 names: names.iter().map(ToString::to_string).collect(),
                 to: site.settings.to.iter().map(ToString::to_string).collect(),
                 hosts: on_demand.then_some(certificates.len()),
+                not_before: first.map(|period| period.not_before),
                 not_after,
                 expires_in_seconds: not_after.map(|t| t as i64 - now() as i64),
                 healthy_since: site.healthy_since(),
@@ -289,6 +294,16 @@ impl Edge {
             connections: self.table.connections.load(Relaxed) as u64,
             accept_errors: self.table.accept_errors.load(Relaxed),
         }
+    }
+
+    /// How long requests and handshakes took.
+    pub fn latencies(&self) -> (Vec<SiteLatency>, Vec<HandshakeLatency>) {
+        let sites = self.sites.load();
+        let site = |site: &Arc<sites::Site>| SiteLatency {
+            site: site.settings.names.first().map(ToString::to_string).unwrap_or_default(),
+            latency: site.counts.duration.read(),
+        };
+        (sites.all().map(site).collect(), self.table.handshake_times())
     }
 
     /// Stops accepting connections, and waits up to `limit` for running requests; then closes those. Clients with

@@ -127,12 +127,13 @@ pub(crate) async fn accept(
         spawn_local(async move {
             let from = incoming.remote_address();
             let limits = at.context.sites.load().settings.limits.clone();
+            let begun = Instant::now();
             let handshake = async { incoming.accept()?.await };
             let handshake = timeout(limits.handshake, handshake).await;
             drop((slot, unproved));
             let table = &at.shared.table;
             match handshake {
-                Ok(Ok(connection)) => serve(&at, connection, port, &limits).await,
+                Ok(Ok(connection)) => serve(&at, connection, port, &limits, begun.elapsed()).await,
                 Ok(Err(error)) => table.refuse(from, Reason::HandshakeFailed, error),
                 Err(_) => table.refuse(from, Reason::Stalled, "the handshake timed out"),
             }
@@ -145,7 +146,13 @@ pub(crate) async fn accept(
     drop(open);
 }
 
-async fn serve(at: &Port, connection: quinn::Connection, port: u16, limits: &Limits) {
+async fn serve(
+    at: &Port,
+    connection: quinn::Connection,
+    port: u16,
+    limits: &Limits,
+    handshake: Duration,
+) {
     let table = &at.shared.table;
     let from = connection.remote_address();
     let data = connection.handshake_data().and_then(|d| d.downcast::<HandshakeInfo>().ok());
@@ -167,7 +174,7 @@ async fn serve(at: &Port, connection: quinn::Connection, port: u16, limits: &Lim
             }
         };
     }
-    table.count_handshake("QUIC".into(), group.to_string());
+    table.count_handshake("QUIC".into(), group.to_string(), handshake);
     let _counted = Counted::new(table);
     let activity = Activity::new();
     let client = Rc::new(Client {

@@ -407,6 +407,7 @@ impl Client {
             }
             return Response::from_parts(parts, ReplyBody::backend(body, record));
         };
+        record.upgraded();
         let mut answer = answer;
         let backend = hyper::upgrade::on(&mut answer);
         let (mut parts, _) = answer.into_parts();

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -254,6 +254,7 @@ impl Worker {
                 .unwrap_or(peer);
         }
         let failed = |e: io::Error| NotServed::Refused(Reason::HandshakeFailed, e.to_string());
+        let begun = Instant::now();
         let mut acceptor = pin!(LazyConfigAcceptor::new(Acceptor::default(), socket));
         let start = match acceptor.as_mut().await {
             Ok(start) => start,
@@ -298,6 +299,7 @@ impl Worker {
             (None, None) => self.shared.configs.open.clone(),
         };
         let tls = start.into_stream(config).await.map_err(failed)?;
+        let took = begun.elapsed();
         site.shown(certificate.is_valid());
         let (_, state) = tls.get_ref();
         let peer = Peer::of(site, &self.shared.mesh, state.peer_certificates())
@@ -308,7 +310,7 @@ impl Worker {
         };
         let group = state.negotiated_key_exchange_group().map(|g| format!("{:?}", g.name()));
         let group = group.unwrap_or_else(|| "resumed".into());
-        self.shared.table.count_handshake(version.into(), group.clone());
+        self.shared.table.count_handshake(version.into(), group.clone(), took);
         let http = if state.alpn_protocol() == Some(ALPN_H2) { Http::H2 } else { Http::H1 };
         let client = Client {
             context: self.context.clone(),

@@ -289,12 +289,14 @@ impl Pool {
     /// Opens a session at some instance. If none can be reached, logs why and aborts the program's connection. The
     /// last value is how much of the program's data was already sent.
     async fn open(self: Rc<Pool>, app: App) -> Option<(App, Ready, Lease<HostPort>, usize)> {
+        let start = Instant::now();
         let opened = self.open_for(&app).await;
         let Some((ready, lease, sent)) = opened else {
             self.dial.totals.failed.fetch_add(1, Relaxed);
             app.abort();
             return None;
         };
+        self.dial.totals.times.open.observe(start.elapsed());
         Some((app, ready, lease, sent))
     }
 
@@ -703,8 +705,11 @@ async fn connect(dial: &Dial, to: &HostPort) -> Result<Ready, ConnectFailure> {
         ConnectFailure::new(Reason::NoIdentity, what)
     })?;
     let unreachable = |e: io::Error| ConnectFailure::new(Reason::Unreachable, e.to_string());
+    let start = Instant::now();
     let socket =
         net::with_descriptor(async || net::connect(to).await).await.map_err(unreachable)?;
+    let connected = Instant::now();
+    dial.totals.times.connect.observe(connected - start);
     let ends = (socket.peer_addr().map_err(unreachable)?, socket.local_addr().ok());
     let (config, name) = (dial.tls.clone(), dial.server_name.clone());
     let shaken = TlsStream::connect(socket, config, name, HANDSHAKE).await;
@@ -714,6 +719,7 @@ async fn connect(dial: &Dial, to: &HostPort) -> Result<Ready, ConnectFailure> {
         let is_busy = matches!(&e, HandshakeError::Io(e) if reset.contains(&e.kind()));
         ConnectFailure { reason, detail, is_busy }
     })?;
+    dial.totals.times.handshake.observe(connected.elapsed());
     let peer = tls::peer(&dial.mesh, &chain, Side::Dial.peer_role())
         .map_err(|refusal| ConnectFailure::new(Reason::from(&refusal), refusal.to_string()))?;
     if negotiated.alpn && !provider::is_post_quantum(negotiated.group) {

@@ -14,6 +14,7 @@ use wiretight_keys::{Name, Role, Series, SpiffeId, VerifiedPeer};
 
 use super::turns::Turns;
 use crate::clock::now;
+use crate::latency::{Histogram, Latency};
 use crate::quota::LogQuota;
 use crate::reason::Reason;
 use crate::stream::Negotiated;
@@ -179,6 +180,33 @@ pub(crate) struct Totals {
     pub(crate) failed: AtomicU64,
     sent: AtomicU64,
     received: AtomicU64,
+    pub(crate) times: Times,
+}
+
+/// How long the parts of opening a session take.
+#[derive(Debug, Default)]
+pub(crate) struct Times {
+    /// From the TCP connection to the verified keys.
+    pub(crate) handshake: Histogram,
+    /// Of a TCP connection: to the peer's relay, or to the backend.
+    pub(crate) connect: Histogram,
+    /// Everything that precedes the first byte: from the program's connection, or the peer's request, until the session
+    /// is open.
+    pub(crate) open: Histogram,
+}
+
+/// The times of one side of one service, for the metrics.
+#[derive(Debug, Clone)]
+pub struct RelayLatency {
+    pub side: Side,
+    pub service: Name,
+    /// TLS handshakes that succeeded.
+    pub handshake: Latency,
+    /// TCP connections that succeeded: to the peer's relay, or to the backend.
+    pub connect: Latency,
+    /// What this side adds before the first byte of a session: from the program's connection, or the peer's request,
+    /// until the session is open.
+    pub open: Latency,
 }
 
 /// A connection in the output of `status`.
@@ -472,6 +500,17 @@ impl Table {
             bytes_in: t.received.load(Relaxed),
         };
         self.totals.lock().iter().map(sums).collect()
+    }
+
+    pub(crate) fn latencies(&self) -> Vec<RelayLatency> {
+        let latency = |((side, service), t): (&(Side, Name), &Arc<Totals>)| RelayLatency {
+            side: *side,
+            service: service.clone(),
+            handshake: t.times.handshake.read(),
+            connect: t.times.connect.read(),
+            open: t.times.open.read(),
+        };
+        self.totals.lock().iter().map(latency).collect()
     }
 
     /// Counts a refusal and keeps it for `status`; logs it unless there are too many at the moment.

@@ -35,7 +35,7 @@ use wiretight_keys::{Name, VerifiedPeer};
 use dial::Dial;
 use intercept::Intercept;
 use live::Table;
-pub use live::{Connection, PeerSum, Refusal, Side, Sums};
+pub use live::{Connection, PeerSum, Refusal, RelayLatency, Side, Sums};
 
 use purpose::{Purpose, Service};
 use settings::{DialSettings, InterceptSettings, RelaySettings, ServiceSettings};
@@ -294,6 +294,11 @@ impl Relay {
             accept_errors: self.table.accept_errors.load(Relaxed),
             draining: *self.draining.borrow(),
         }
+    }
+
+    /// How long opening sessions took, by side and service.
+    pub fn latencies(&self) -> Vec<RelayLatency> {
+        self.table.latencies()
     }
 
     /// Stops accepting connections, closes idle ones, and waits up to `limit` for running sessions; then closes

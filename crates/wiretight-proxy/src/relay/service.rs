@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustls::ServerConfig;
 use rustls::server::ClientHello;
@@ -248,6 +248,7 @@ async fn begin(
     open: Open,
 ) -> Result<Option<(App, Lease<Backend>, SessionStart)>, Unusable> {
     let _opening = service.table.opening();
+    let start = Instant::now();
     let refusal = if open.service != service.settings.name {
         let detail = format!("the client requested service/{}", open.service);
         Some((Refused::NoSuchService, detail))
@@ -273,6 +274,7 @@ async fn begin(
         app.abort();
         return Err(Unusable);
     }
+    service.totals.times.open.observe(start.elapsed());
     Ok(Some((app, lease, listed.begin())))
 }
 
@@ -283,6 +285,7 @@ async fn accept(
     from: SocketAddr,
 ) -> Option<(Conn, Listed)> {
     let choose = |hello: &ClientHello<'_>| service.tls_for(hello);
+    let start = Instant::now();
     let (tls, agreed) = match TlsStream::accept(socket, choose, HANDSHAKE).await {
         Ok(tls) => tls,
         Err(error) => {
@@ -291,6 +294,7 @@ async fn accept(
             return None;
         }
     };
+    service.totals.times.handshake.observe(start.elapsed());
     let peer = match tls::peer(&service.mesh, &agreed.chain, Side::Service.peer_role()) {
         Ok(peer) => peer,
         Err(refusal) => {
@@ -325,6 +329,7 @@ async fn accept(
 
 /// Serves the connection of a non-Wiretight peer: one raw stream.
 async fn serve_raw(service: &Arc<Service>, mut conn: Conn, listed: &Listed, opening: Opening) {
+    let start = Instant::now();
     let opened = match not_allowed(service, listed) {
         Some(detail) => Err((Refused::NotAllowed, detail)),
         None => connect_in_time(service, listed, &conn).await,
@@ -337,6 +342,7 @@ async fn serve_raw(service: &Arc<Service>, mut conn: Conn, listed: &Listed, open
             return conn.tls.close();
         }
     };
+    service.totals.times.open.observe(start.elapsed());
     let begun = listed.begin();
     drop(opening);
     let (end, _) = conn.run(app, listed, service.settings.idle_timeout).await;
@@ -381,8 +387,10 @@ async fn connect(
     };
     let mut last = String::new();
     while let Some(lease) = service.balancer.pick(&settings.forward, &tried) {
+        let start = Instant::now();
         match net::connect_backend(&lease, caller).await {
             Ok(mut app) => {
+                service.totals.times.connect.observe(start.elapsed());
                 if settings.proxy_protocol {
                     let to = conn.tls.socket().local_addr().unwrap_or(settings.listen);
                     let cipher = cipher_name(live.negotiated());

@@ -26,7 +26,7 @@ mod vpn;
 
 use std::borrow::Cow;
 
-use super::{Grade, Seen, Side, Transport};
+use super::{Grade, Seen, Side, Transport, vocabulary};
 use crate::judge::Level;
 use crate::parse::starttls::printable;
 
@@ -292,6 +292,14 @@ const ENOUGH: usize = 1024;
 /// Decides what a flow is. A pure function: the same opening has the same result, and a longer one may be decided where
 /// a shorter one is not.
 pub fn look(opening: &Opening<'_>) -> Look {
+    let look = decide(opening);
+    if let Look::Done(Seen { protocol, .. }) = &look {
+        debug_assert_eq!(vocabulary::protocol(protocol), protocol, "it is not in the vocabulary");
+    }
+    look
+}
+
+fn decide(opening: &Opening<'_>) -> Look {
     let without_ports = matches!(opening.transport, Transport::Icmp | Transport::Ip(_));
     if opening.client.bytes.is_empty() && opening.server.bytes.is_empty() && !without_ports {
         return match opening.last {

@@ -21,6 +21,7 @@ pub mod packets;
 mod seen;
 pub mod summary;
 pub mod totals;
+pub mod vocabulary;
 
 pub use facts::{facts, profiles};
 pub use look::{Half, Look, Opening, look};

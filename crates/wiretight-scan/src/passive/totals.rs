@@ -13,10 +13,17 @@ use crate::judge::Level;
 pub const MAX_SHARES: usize = 256;
 /// The longest name of a protocol, in bytes.
 pub const MAX_PROTOCOL: usize = 32;
+/// There are fewer combinations of direction, level and evidence than this.
+const COMBINATIONS: usize = 100;
 /// The most [`AlgorithmShare`]s in [`Totals`].
 pub const MAX_ALGORITHMS: usize = 64;
 /// The longest name of a version or algorithm, in bytes.
 pub const MAX_ALGORITHM: usize = 48;
+/// The largest totals that are kept for an hour, in bytes of JSON: a day of them is a value of a store (1 MiB).
+pub const MAX_KEPT: usize = 40 << 10;
+/// To how many shares and algorithms larger totals are merged. With the longest names they have 36 KB.
+const KEPT_SHARES: usize = COMBINATIONS + 60;
+const KEPT_ALGORITHMS: usize = 32;
 /// The name of what was merged because there was too much.
 pub const OTHER: &str = "other";
 /// The name of an algorithm that is not visible.
@@ -256,6 +263,18 @@ impl Hour {
 }
 
 impl Totals {
+    /// Merges what has the fewest bytes as [`OTHER`], if the totals are larger than [`MAX_KEPT`]. Only long names that no
+    /// release of ours has lead to that.
+    #[must_use]
+    pub fn to_keep(self) -> Self {
+        if serde_json::to_vec(&self).is_ok_and(|json| json.len() <= MAX_KEPT) {
+            return self;
+        }
+        let mut sum = Sum::default();
+        sum.add_all(&self);
+        sum.at_most(KEPT_SHARES, KEPT_ALGORITHMS)
+    }
+
     fn check(&self) -> Result<(), InvalidTotals> {
         if self.shares.len() > MAX_SHARES {
             return Err(InvalidTotals::Shares);
@@ -341,7 +360,7 @@ impl Sum {
         }
         self.algorithms.entry(algorithm).or_default().add(count);
         if self.algorithms.len() > 16 * MAX_ALGORITHMS {
-            let merged = self.merged_algorithms();
+            let merged = self.merged_algorithms(MAX_ALGORITHMS);
             self.algorithms = merged.into_iter().map(|s| (s.algorithm, s.count)).collect();
         }
     }
@@ -363,6 +382,10 @@ impl Sum {
     /// The totals, with the most bytes first. If there are too many kinds, those with the fewest bytes are merged: the
     /// protocol becomes [`OTHER`], and everything else is kept.
     pub fn totals(&self) -> Totals {
+        self.at_most(MAX_SHARES, MAX_ALGORITHMS)
+    }
+
+    fn at_most(&self, most_shares: usize, most_algorithms: usize) -> Totals {
         let mut shares: Vec<Share> = self
             .shares
             .iter()
@@ -370,13 +393,12 @@ impl Sum {
             .collect();
         let most_first = |s: &Share| std::cmp::Reverse((s.count.bytes, s.count.connections));
         shares.sort_by_key(most_first);
-        // There are fewer combinations of direction, level and evidence than this.
-        const NAMED: usize = MAX_SHARES - 100;
-        if shares.len() > MAX_SHARES {
+        if shares.len() > most_shares {
+            let named = most_shares.saturating_sub(COMBINATIONS);
             let mut merged: BTreeMap<Kind, Count> = BTreeMap::new();
             for (n, share) in shares.into_iter().enumerate() {
                 let Share { mut kind, count } = share;
-                if n >= NAMED {
+                if n >= named {
                     kind.protocol = OTHER.into();
                 }
                 merged.entry(kind).or_default().add(count);
@@ -384,12 +406,12 @@ impl Sum {
             shares = merged.into_iter().map(|(kind, count)| Share { kind, count }).collect();
             shares.sort_by_key(most_first);
         }
-        Totals { shares, algorithms: self.merged_algorithms(), gaps: self.gaps }
+        Totals { shares, algorithms: self.merged_algorithms(most_algorithms), gaps: self.gaps }
     }
 
     /// The algorithms with the most bytes first. Those with the fewest are merged if there are too many: their names become
     /// [`OTHER`], and whether they are post-quantum is kept.
-    fn merged_algorithms(&self) -> Vec<AlgorithmShare> {
+    fn merged_algorithms(&self, most: usize) -> Vec<AlgorithmShare> {
         let share = |(algorithm, count): (&Algorithm, &Count)| AlgorithmShare {
             algorithm: algorithm.clone(),
             count: *count,
@@ -398,11 +420,11 @@ impl Sum {
             |s: &AlgorithmShare| std::cmp::Reverse((s.count.bytes, s.count.connections));
         let mut shares: Vec<AlgorithmShare> = self.algorithms.iter().map(share).collect();
         shares.sort_by_key(most_first);
-        if shares.len() > MAX_ALGORITHMS {
+        if shares.len() > most {
             let mut merged: BTreeMap<Algorithm, Count> = BTreeMap::new();
             // Two remain for the others, with and without a post-quantum key exchange.
             for (n, AlgorithmShare { mut algorithm, count }) in shares.into_iter().enumerate() {
-                if n >= MAX_ALGORITHMS - 2 {
+                if n >= most.saturating_sub(2) {
                     algorithm = Algorithm {
                         version: OTHER.into(),
                         key_exchange: OTHER.into(),
@@ -510,6 +532,55 @@ mod tests {
         }
         assert_eq!(counted[1], post_quantum);
         assert_eq!(counted[0].bytes + counted[1].bytes, (0..5000).sum::<u64>());
+    }
+
+    #[test]
+    fn the_largest_totals_that_are_accepted_are_cut_to_what_is_kept() {
+        // The longest names, of which JSON escapes each character.
+        let name = |n: usize, length: usize| {
+            let text = format!("{n:0length$}");
+            text.replace('0', "\\").replace('1', "\"")
+        };
+        let mut hour = Hour { start: 3600, watched_seconds: 3600, totals: Totals::default() };
+        let count = |n: usize| Count { connections: 1 << 32, bytes: (1 << 42) - n as u64 };
+        let grades = [Grade::Guessed, Grade::Seen, Grade::Carried];
+        let ways = [Way::In, Way::Out, Way::Forwarded, Way::Loopback, Way::Relay];
+        for n in 0..MAX_SHARES {
+            let (way, level) = (ways[n % 5], Level::ALL[n % 4 + 1]);
+            let protocol = name(n, MAX_PROTOCOL).into();
+            let kind = Kind { way, level, grade: grades[n % 3], protocol };
+            hour.totals.shares.push(Share { kind, count: count(n) });
+        }
+        for n in 0..MAX_ALGORITHMS {
+            let name: Cow<'static, str> = name(n, MAX_ALGORITHM).into();
+            let algorithm = Algorithm {
+                version: name.clone(),
+                key_exchange: name.clone(),
+                cipher: name,
+                post_quantum: n % 2 == 0,
+            };
+            let count = Count { connections: 1 << 30, bytes: 1 << 40 };
+            hour.totals.algorithms.push(AlgorithmShare { algorithm, count });
+        }
+        hour.check().unwrap();
+        let size = |totals: &Totals| serde_json::to_vec(totals).unwrap().len();
+        let before = hour.totals.clone();
+        assert!(size(&before) * 24 > 1 << 20, "{}", size(&before));
+        let kept = before.clone().to_keep();
+        assert!(size(&kept) <= MAX_KEPT, "{}", size(&kept));
+        let sum = |totals: &Totals| {
+            let mut all = Count::default();
+            totals.shares.iter().for_each(|share| all.add(share.count));
+            totals.algorithms.iter().for_each(|share| all.add(share.count));
+            (totals.by_level(), all)
+        };
+        assert_eq!(sum(&kept), sum(&before));
+        let named =
+            |totals: &Totals| totals.shares.iter().filter(|s| s.kind.protocol != OTHER).count();
+        assert!(named(&kept) >= 60, "{}", named(&kept));
+        Hour { totals: kept.clone(), ..hour }.check().unwrap();
+        // The control: what fits is kept as it is.
+        assert_eq!(kept.clone().to_keep(), kept);
     }
 
     #[test]

@@ -33,6 +33,7 @@ use wiretight_proxy::intercept::rules::Mode;
 use wiretight_scan::judge::Level;
 use wiretight_scan::passive::Grade;
 use wiretight_scan::passive::totals::{Count, Totals};
+use wiretight_scan::passive::vocabulary;
 use wiretight_store::{Entry, Error, Key, Store, update};
 use wiretight_tlog::policy::MAX_CLOCK_SKEW;
 use wiretight_tlog::{Hash, Proof};
@@ -462,7 +463,7 @@ fn sum(start: u64, members: &[Member]) -> MeshPeriod {
     hour
 }
 
-/// Adds what a node has counted.
+/// Adds what a node has counted. A node chooses names, and the log is public.
 fn add(hour: &mut MeshPeriod, totals: &Totals) {
     for (level, count) in totals.by_level() {
         level_of(&mut hour.levels, level).add(amount(count));
@@ -473,7 +474,7 @@ fn add(hour: &mut MeshPeriod, totals: &Totals) {
             hour.carried.add(of);
         }
         hour.protocols.push(Protocol {
-            protocol: share.kind.protocol.to_string(),
+            protocol: vocabulary::protocol(&share.kind.protocol).to_owned(),
             level: share.kind.level.to_string(),
             amount: of,
         });
@@ -483,13 +484,9 @@ fn add(hour: &mut MeshPeriod, totals: &Totals) {
         if negotiated.post_quantum {
             hour.post_quantum.add(of);
         }
-        hour.algorithms.push(Algorithm {
-            version: negotiated.version.to_string(),
-            key_exchange: negotiated.key_exchange.to_string(),
-            cipher: negotiated.cipher.to_string(),
-            post_quantum: negotiated.post_quantum,
-            amount: of,
-        });
+        let [version, key_exchange, cipher] = vocabulary::algorithm(negotiated).map(str::to_owned);
+        let post_quantum = negotiated.post_quantum;
+        hour.algorithms.push(Algorithm { version, key_exchange, cipher, post_quantum, amount: of });
     }
     let (gaps, missed) = (&totals.gaps, &mut hour.missed);
     missed.bytes = missed.bytes.saturating_add(gaps.missed_bytes);

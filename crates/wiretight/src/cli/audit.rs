@@ -45,7 +45,7 @@ pub(super) struct Export {
     #[arg(long, value_name = "PROFILE", value_parser = term::one_of::<Profile>(Profile::ALL.iter().map(|p| p.name())))]
     profile: Profile,
     /// Add a report written by `wiretight scan --json`; may be repeated
-    #[arg(long = "scan", value_name = "FILE")]
+    #[arg(long = "scan", value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     scans: Vec<PathBuf>,
     /// Overwrite FILE
     #[arg(long)]

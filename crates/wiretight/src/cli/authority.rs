@@ -61,7 +61,7 @@ pub(super) struct Restore {
     /// A file written by `wiretight authority backup`
     file: PathBuf,
     /// A directory with a newer copy of the log
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
     log: Option<PathBuf>,
     #[command(flatten)]
     at: Where,

@@ -12,7 +12,8 @@ use crate::config::{Config, ConfigError, ConfigErrors};
 use crate::log;
 use crate::named_files;
 
-const EXAMPLE: &str = include_str!("../../../../wiretight.toml");
+/// The reference of the configuration file.
+pub(super) const EXAMPLE: &str = include_str!("../../../../wiretight.toml");
 
 /// Check a configuration file and the files it refers to, without running it
 #[derive(Args)]
@@ -26,6 +27,7 @@ Examples:
 Exit status: 0 if the file is valid (it may print warnings), 2 if not.")]
 pub(super) struct Check {
     /// The file to check [default: --config]
+    #[arg(value_hint = clap::ValueHint::FilePath)]
     file: Option<PathBuf>,
     /// Print a commented file with every setting and its default; check nothing
     #[arg(long, exclusive = true)]
@@ -79,22 +81,27 @@ impl Check {
         });
         self.out.print(&summary, |_| {
             let mut out: String = warnings.iter().map(|w| format!("warning: {w}\n")).collect();
-            out += &format!(
-                "{} is valid: node {} of {}{}, {}\n",
-                path.display(),
-                config.node.name,
-                config.node.trust_domain,
-                if config.authority.is_some() { " (the authority)" } else { "" },
-                super::counted(
-                    config.relay.services.len(),
-                    config.relay.dials.len(),
-                    config.edge.sites.len()
-                ),
-            );
+            out += &format!("{} is valid: {}\n", path.display(), in_short(&config));
             out
         })?;
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// What a file is for, in a few words.
+pub(super) fn in_short(config: &Config) -> String {
+    let (services, dials) = (config.relay.services.len(), config.relay.dials.len());
+    let sites = config.edge.sites.len();
+    let mut text = format!("node {}", config.node.name);
+    if !config.needs_mesh() {
+        // Services and dials need a mesh.
+        return text + &format!(", {}; no mesh needed", super::count(sites, "site"));
+    }
+    text += &format!(" of {}", config.node.trust_domain);
+    if config.authority.is_some() {
+        text += " (the authority)";
+    }
+    text + ", " + &super::counted(services, dials, sites)
 }
 
 pub(super) fn error_json(e: &ConfigError) -> serde_json::Value {

@@ -7,6 +7,7 @@ use anyhow::Context;
 use clap::Args;
 use serde_json::json;
 use wiretight_keys::JoinToken;
+use zeroize::Zeroizing;
 
 use super::{Output, Where};
 use crate::agent::{self, AgentTimes};
@@ -32,21 +33,7 @@ pub(super) struct Join {
 impl Join {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let config = self.at.load()?;
-        let mut token = zeroize::Zeroizing::new(self.token);
-        if *token == "-" {
-            token.clear();
-            let limit = wiretight_keys::token::MAX_LEN as u64 + 64;
-            let mut input = std::io::stdin().lock().take(limit);
-            // On a terminal the token ends with the line; from a file or pipe, at end of file.
-            let read = match std::io::stdin().is_terminal() {
-                true => {
-                    eprint!("join token (from `wiretight token create`): ");
-                    input.read_line(&mut token)
-                }
-                false => input.read_to_string(&mut token),
-            };
-            read.context("cannot read the token")?;
-        }
+        let token = read_token(self.token)?;
         let token = JoinToken::decode(&token)?;
         crate::private_dir::PrivateDir::open(&config.node.state_dir)?;
         let _lock = crate::node::process::lock(&config.node.state_dir).context(
@@ -80,4 +67,24 @@ impl Join {
         })?;
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// The token of an argument; for `-`, from standard input.
+pub(super) fn read_token(argument: String) -> anyhow::Result<Zeroizing<String>> {
+    let mut token = Zeroizing::new(argument);
+    if *token == "-" {
+        token.clear();
+        let limit = wiretight_keys::token::MAX_LEN as u64 + 64;
+        let mut input = std::io::stdin().lock().take(limit);
+        // On a terminal the token ends with the line; from a file or pipe, at end of file.
+        let read = match std::io::stdin().is_terminal() {
+            true => {
+                eprint!("join token (from `wiretight token create`): ");
+                input.read_line(&mut token)
+            }
+            false => input.read_to_string(&mut token),
+        };
+        read.context("cannot read the token")?;
+    }
+    Ok(token)
 }

@@ -7,7 +7,9 @@ mod check;
 mod confirm;
 mod console;
 mod demo;
+mod init;
 mod join;
+mod man;
 mod mode;
 mod monitor;
 mod node;
@@ -38,6 +40,8 @@ use crate::admin::client::AdminError;
 use crate::config::{Config, ConfigErrors};
 use crate::logging::chain;
 
+const DEFAULT_CONFIG: &str = "/etc/wiretight/wiretight.toml";
+
 /// Encrypts all traffic between your machines, and lets outsiders verify it.
 ///
 /// Each machine runs this one binary with one short configuration file. Traffic between your programs then crosses the
@@ -50,6 +54,7 @@ use crate::logging::chain;
     after_help = "\
 Examples:
   wiretight demo                                     try it, without any setup
+  wiretight init                                     write a first configuration file for this machine
   wiretight check wiretight.toml                     check a configuration file
   wiretight run --config wiretight.toml              run this node
   wiretight token create --node db1 --service db     create a token for a new node to join with
@@ -66,6 +71,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
+    Init(init::Init),
     Run(run::Run),
     Check(check::Check),
     Status(status::Status),
@@ -97,7 +103,7 @@ enum Verb {
     Watch(Box<watch::Watch>),
     Demo(demo::Demo),
     Completions(shell::Completions),
-    Man(shell::Man),
+    Man(man::Man),
     #[command(hide = true)]
     DnsHook(run::DnsHook),
     #[command(hide = true)]
@@ -111,9 +117,9 @@ struct Where {
     /// The node's configuration file
     #[arg(
         long,
-        value_name = "FILE",
+        value_name = "FILE", value_hint = clap::ValueHint::FilePath,
         env = "WIRETIGHT_CONFIG",
-        default_value = "/etc/wiretight/wiretight.toml"
+        default_value = DEFAULT_CONFIG
     )]
     config: PathBuf,
 }
@@ -159,9 +165,13 @@ fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
+/// `1 site`, `2 sites`
+fn count(n: usize, name: &str) -> String {
+    format!("{n} {name}{}", if n == 1 { "" } else { "s" })
+}
+
 /// `1 service, 0 dials, 2 sites`
 fn counted(services: usize, dials: usize, sites: usize) -> String {
-    let count = |n: usize, name: &str| format!("{n} {name}{}", if n == 1 { "" } else { "s" });
     [count(services, "service"), count(dials, "dial"), count(sites, "site")].join(", ")
 }
 
@@ -169,10 +179,12 @@ fn counted(services: usize, dials: usize, sites: usize) -> String {
 pub fn main() -> ExitCode {
     // A process started through /proc/self/exe would appear as `exe` in ps, top and the kernel log.
     let _ = rustix::thread::set_name(c"wiretight");
+    crate::exposition::started();
     crate::privilege::no_core_dumps();
     let cli = Cli::parse();
     let json = std::env::args_os().any(|argument| argument == "--json");
     let done = match cli.verb {
+        Verb::Init(verb) => verb.run(),
         Verb::Run(verb) => verb.run(),
         Verb::Check(verb) => verb.run(),
         Verb::Status(verb) => verb.run(),

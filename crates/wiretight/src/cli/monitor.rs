@@ -1,15 +1,19 @@
 //! `wiretight monitor`
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use serde_json::json;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use wiretight_proxy::clock::now;
 use wiretight_tlog::policy::Log;
 use zeroize::Zeroizing;
@@ -25,6 +29,7 @@ use crate::log::monitor::{Source, Watched};
 use crate::log::reader::Reader;
 use crate::private_dir::PrivateDir;
 use crate::web::client::{Client, Credentials, Url};
+use crate::web::server;
 
 /// Exit status: a log could not be read to its signed size, or no monitor is running.
 const BLIND: u8 = 3;
@@ -72,7 +77,7 @@ Example:
   wiretight monitor status --state /var/lib/wiretight-monitor")]
 struct ShowStatus {
     /// The state directory of a monitor
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
     state: PathBuf,
     #[command(flatten)]
     out: Output,
@@ -80,9 +85,12 @@ struct ShowStatus {
 
 /// List the certificates and revocations in the logs
 #[derive(Args)]
+#[command(
+    after_help = "Example:\n  wiretight monitor list --state /var/lib/wiretight-monitor --watch service/db"
+)]
 struct List {
     /// The state directory of a monitor
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
     state: PathBuf,
     /// Only entries for this name; may be repeated
     #[arg(long = "watch", value_name = "NAME")]
@@ -94,24 +102,24 @@ struct List {
 #[derive(Args)]
 struct Follow {
     /// The policy (C2SP tlog-policy), which names the logs and witnesses
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     policy: PathBuf,
     /// The URL or directory of the log [default: the URL in the policy]. If the policy has several logs, give
     /// ORIGIN=URL for each that needs one
-    #[arg(long = "url", value_name = "[ORIGIN=]URL|DIR")]
+    #[arg(long = "url", value_name = "[ORIGIN=]URL|DIR", value_hint = clap::ValueHint::AnyPath)]
     urls: Vec<String>,
     /// The monitor's state directory; nothing else may be in it
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
     state: PathBuf,
     /// A file with the expected keys
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     expect: Option<PathBuf>,
     /// A name to watch: a SPIFFE ID, service/NAME, node/NAME, a DNS name or an IP address; may be repeated. All
     /// names of the same identity are watched
     #[arg(long = "watch", value_name = "NAME")]
     watch: Vec<Watch>,
     /// POST alerts to this URL
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", value_hint = clap::ValueHint::Url)]
     webhook: Option<Url>,
     /// Check once and exit
     #[arg(long)]
@@ -127,23 +135,35 @@ struct Follow {
     repeat: Duration,
     /// POST the monitor's status to this URL after each check that read all logs, so that a service there notices when
     /// the monitor stops or is blind
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", value_hint = clap::ValueHint::Url)]
     heartbeat: Option<Url>,
+    /// Serve metrics for Prometheus on this address, as /metrics by HTTP. It must be a loopback address, for a scraper or a
+    /// proxy on this machine
+    #[arg(long, value_name = "ADDR", conflicts_with = "once", value_parser = loopback)]
+    metrics: Option<SocketAddr>,
     /// Alert if the witnesses have cosigned nothing new for this long
     #[arg(long, value_name = "TIME", default_value = "15m", value_parser = term::duration)]
     max_silence: Duration,
     /// CA certificates (PEM) to trust in addition to the system's; for the log of a mesh, its trust bundle
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     ca: Option<PathBuf>,
     /// The client certificate chain (PEM) for the log's server; the log of a mesh requires one
-    #[arg(long, value_name = "FILE", requires = "key")]
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, requires = "key")]
     cert: Option<PathBuf>,
     /// The key of the client certificate (PEM)
-    #[arg(long, value_name = "FILE", requires = "cert")]
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, requires = "cert")]
     key: Option<PathBuf>,
     /// The name in the server's certificate, if it is not the URL's host
     #[arg(long, value_name = "NAME")]
     server_name: Option<String>,
+}
+
+fn loopback(text: &str) -> Result<SocketAddr, String> {
+    let at: SocketAddr = text.parse().map_err(|_| "not an address such as 127.0.0.1:7493")?;
+    match at.ip().to_canonical().is_loopback() {
+        true => Ok(at),
+        false => Err("not a loopback address; the metrics are served unencrypted".into()),
+    }
 }
 
 impl Monitor {
@@ -154,6 +174,11 @@ impl Monitor {
             (None, Some(follow)) => follow.run(),
             (None, None) => anyhow::bail!("nothing to follow: give --policy and --state"),
         }
+    }
+
+    /// Whether the logs to follow can be found, without reading them.
+    pub(super) fn check(&self) -> anyhow::Result<()> {
+        self.follow.as_ref().map_or(Ok(()), |follow| follow.sources().map(drop))
     }
 }
 
@@ -189,6 +214,18 @@ impl Follow {
         runtime.block_on(async {
             let (mut terminate, mut interrupt) =
                 (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+            // Serving ends with the runtime.
+            let (_stop, end) = watch::channel(false);
+            if let Some(at) = self.metrics {
+                let listener = TcpListener::bind(at).await;
+                let listener = listener.with_context(|| {
+                    format!(
+                        "cannot listen on {at} (--metrics). Another program may use that address."
+                    )
+                })?;
+                tracing::info!(listen = %listener.local_addr()?, "serving metrics");
+                tokio::spawn(server::serve(Arc::new(monitor.metrics()), listener, None, end));
+            }
             let work = async {
                 match self.once {
                     true => match monitor.once().await {

@@ -28,7 +28,7 @@ Examples:
 By default, no name of a node, service, host or program is published, and no address. [publish] has more.")]
 pub(super) struct Publish {
     /// The folder: new, empty, or written by this command before
-    #[arg(value_name = "DIR", required_unless_present = "preview")]
+    #[arg(value_name = "DIR", value_hint = clap::ValueHint::DirPath, required_unless_present = "preview")]
     dir: Option<PathBuf>,
     /// Show what would go out, field by field. Writes and logs nothing
     #[arg(long, conflicts_with = "dir")]

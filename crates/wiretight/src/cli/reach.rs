@@ -15,13 +15,13 @@ const MAX_FILE: usize = 1 << 20;
 #[derive(Args)]
 pub(super) struct Reach {
     /// CA certificates (PEM) to trust in addition to the system's; for the log of a mesh, its trust bundle
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     ca: Option<PathBuf>,
     /// The client certificate chain (PEM) for the log's server; the log of a mesh requires one
-    #[arg(long, value_name = "FILE", requires = "key")]
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, requires = "key")]
     cert: Option<PathBuf>,
     /// The key of the client certificate (PEM)
-    #[arg(long, value_name = "FILE", requires = "cert")]
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, requires = "cert")]
     key: Option<PathBuf>,
     /// The name in the server's certificate, if it is not the URL's host
     #[arg(long, value_name = "NAME")]

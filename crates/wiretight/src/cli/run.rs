@@ -72,6 +72,7 @@ impl Watcher {
 ///
 /// If the file has an error, nothing of it is applied and the old configuration stays in use.
 #[derive(Args)]
+#[command(after_help = "Example:\n  wiretight check && wiretight reload")]
 pub(super) struct Reload {
     #[command(flatten)]
     at: Where,

@@ -52,7 +52,7 @@ pub(super) struct Scan {
     #[arg(value_name = "TARGET", required_unless_present_any = ["targets", "mesh"])]
     target: Vec<Target>,
     /// Read targets from a file, one per line; `-` is standard input
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     targets: Option<PathBuf>,
     /// Scan every service in the mesh's registry, as this node knows it
     #[arg(long)]
@@ -66,7 +66,7 @@ pub(super) struct Scan {
     #[arg(long, conflicts_with = "format")]
     json: bool,
     /// Write to a file instead of standard output
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     output: Option<PathBuf>,
     /// Continue an interrupted scan: skip the targets that are already in the output (jsonl only)
     #[arg(long, requires = "output")]
@@ -78,13 +78,13 @@ pub(super) struct Scan {
     #[arg(long = "profile", value_name = "PROFILE", value_parser = term::one_of::<Profile>(Profile::ALL.iter().map(|p| p.name())))]
     profiles: Vec<Profile>,
     /// Trust these authorities (PEM) instead of the system's
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     roots: Option<PathBuf>,
     /// Client certificate (PEM, with its chain) for servers that request one
-    #[arg(long, value_name = "FILE", requires = "key")]
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, requires = "key")]
     cert: Option<PathBuf>,
     /// Private key of --cert (PEM)
-    #[arg(long, value_name = "FILE", requires = "cert")]
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, requires = "cert")]
     key: Option<PathBuf>,
     /// Scan this address instead of those that the target's name resolves to
     #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["targets", "mesh"])]

@@ -105,18 +105,21 @@ fn head(status: &NodeStatus) -> String {
     for unused in &link.unused {
         authority += &format!("\n           registry entry not used: {unused}");
     }
-    let alone = link.alone;
-    let transparency = if alone { String::new() } else { transparency(status) };
-    if alone {
-        authority = "none: this node is not in a mesh and does not need one".into();
-    }
+    // A node that needs no mesh has neither trust domain nor authority to show.
+    let (mesh, authority, transparency) = match link.alone {
+        true => <(String, String, String)>::default(),
+        false => (
+            format!(" of {}", status.process.trust_domain),
+            format!("authority: {authority}\n"),
+            transparency(status),
+        ),
+    };
     let watch = status.watch.as_ref().map(watch).unwrap_or_default();
     let publish = status.publish.as_ref().map(publish).unwrap_or_default();
     let process = &status.process;
     format!(
-        "node {} of {}{}: {ready}, up {}, pid {}, sandbox {}\nauthority: {authority}\n{transparency}{watch}{publish}",
+        "node {}{mesh}{}: {ready}, up {}, pid {}, sandbox {}\n{authority}{transparency}{watch}{publish}",
         term::bold(process.node.as_str()),
-        process.trust_domain,
         if status.is_authority { " (the authority)" } else { "" },
         term::span(process.uptime_seconds),
         process.pid,

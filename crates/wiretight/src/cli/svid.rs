@@ -45,13 +45,13 @@ pub(super) struct Fetch {
     #[arg(long, value_name = "NAME")]
     service: Option<Name>,
     /// The directory (created with mode 0700 if missing; the files get 0600)
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
     out: PathBuf,
     /// Keep running, and renew at half of each certificate's lifetime
     #[arg(long)]
     watch: bool,
     /// Run this shell command whenever the files have changed
-    #[arg(long, value_name = "COMMAND", requires = "watch")]
+    #[arg(long, value_name = "COMMAND", value_hint = clap::ValueHint::CommandString, requires = "watch")]
     exec: Option<String>,
     #[command(flatten)]
     output: Output,

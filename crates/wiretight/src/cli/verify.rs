@@ -56,19 +56,19 @@ Exit status: 0 all verified; 1 at least one refused; 2 wrong usage, or an unread
 an archive lacks totals of its period, or was only compared with its own policy.")]
 pub(super) struct Verify {
     /// What to verify
-    #[arg(required = true, value_name = "FILE|URL")]
+    #[arg(required = true, value_name = "FILE|URL", value_hint = clap::ValueHint::AnyPath)]
     files: Vec<PathBuf>,
     /// Keep a copy of the log in this directory, and add new entries to it. For one URL or directory only. Fails if the
     /// log has forked from the copy
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
     mirror: Option<PathBuf>,
     #[command(flatten)]
     reach: Reach,
     /// The policy (C2SP tlog-policy). Without it, an archive is compared with its own policy, which proves nothing to you
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     policy: Option<PathBuf>,
     /// The entry that a tlog-proof proves, byte for byte
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     entry: Option<PathBuf>,
     /// Refuse a checkpoint that the witnesses cosigned longer ago than this
     #[arg(long, value_name = "TIME", value_parser = term::duration)]

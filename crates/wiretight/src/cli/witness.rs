@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::{Args, Subcommand};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustls::ServerConfig;
@@ -45,7 +45,7 @@ pub(super) struct Keygen {
     #[arg(value_parser = key_name)]
     name: KeyName,
     /// The file for the private key (mode 0600); it must not exist yet
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     out: PathBuf,
     /// Use ML-DSA-44, which is post-quantum secure, instead of Ed25519
     #[arg(long)]
@@ -65,10 +65,10 @@ On a loopback address it serves HTTP, for an HTTPS proxy on this machine (a [[si
 address it serves HTTPS.")]
 pub(super) struct Run {
     /// A private key from `witness keygen`; may be repeated, and each key cosigns
-    #[arg(long = "key", value_name = "FILE", required = true)]
+    #[arg(long = "key", value_name = "FILE", value_hint = clap::ValueHint::FilePath, required = true)]
     keys: Vec<PathBuf>,
     /// The state directory; nothing else may be in it, and its disk must not lose synced writes
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
     state: PathBuf,
     /// Create the state; only for the first start, when the key has cosigned nothing yet. Without this, missing state is
     /// an error
@@ -81,21 +81,21 @@ pub(super) struct Run {
     #[arg(long = "log", value_name = "VKEY", value_parser = log_key, required_unless_present = "policies")]
     logs: Vec<LogKey>,
     /// A policy (C2SP tlog-policy) with logs to witness; may be repeated
-    #[arg(long = "policy", value_name = "FILE")]
+    #[arg(long = "policy", value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     policies: Vec<PathBuf>,
     /// The certificate chain (PEM) for HTTPS
-    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, requires = "tls_key")]
     tls_cert: Option<PathBuf>,
     /// The key of the certificate (PEM)
-    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, requires = "tls_cert")]
     tls_key: Option<PathBuf>,
 }
 
-fn key_name(text: &str) -> Result<KeyName, String> {
+pub(super) fn key_name(text: &str) -> Result<KeyName, String> {
     KeyName::new(text).ok_or_else(|| "a key name has 1 to 255 bytes, without spaces or `+`".into())
 }
 
-fn log_key(text: &str) -> Result<LogKey, String> {
+pub(super) fn log_key(text: &str) -> Result<LogKey, String> {
     LogKey::parse(text).map_err(|e| e.to_string())
 }
 
@@ -110,37 +110,53 @@ impl Witness {
 
 impl Keygen {
     fn run(self) -> anyhow::Result<ExitCode> {
-        let mut seed = Zeroizing::new([0; 32]);
-        getrandom::fill(&mut seed[..]).context("cannot get random bytes from the system")?;
         let algorithm = if self.ml_dsa { Algorithm::MlDsa44 } else { Algorithm::Ed25519 };
-        let cosigner = Cosigner::from_seed(self.name, algorithm, &seed)?;
-        let private = Zeroizing::new(format!("{}\n", *cosigner.to_private()?));
-        let file =
-            std::fs::File::options().write(true).create_new(true).mode(0o600).open(&self.out);
-        let mut file = file.with_context(|| {
-            format!(
-                "cannot create {}. An existing key is not overwritten: move it away first.",
-                self.out.display()
-            )
-        })?;
-        let written = file.write_all(private.as_bytes()).and_then(|()| file.sync_all());
-        written.with_context(|| format!("cannot write {}", self.out.display()))?;
+        let cosigner = create_key(self.name, algorithm, &self.out)?;
         super::print(&format!("{}\n", cosigner.public()))?;
         Ok(ExitCode::SUCCESS)
     }
 }
 
+/// Creates a key in a new file.
+pub(super) fn create_key(
+    name: KeyName,
+    algorithm: Algorithm,
+    out: &Path,
+) -> anyhow::Result<Cosigner> {
+    let mut seed = Zeroizing::new([0; 32]);
+    getrandom::fill(&mut seed[..]).context("cannot get random bytes from the system")?;
+    let cosigner = Cosigner::from_seed(name, algorithm, &seed)?;
+    let private = Zeroizing::new(format!("{}\n", *cosigner.to_private()?));
+    let file = std::fs::File::options().write(true).create_new(true).mode(0o600).open(out);
+    let mut file = file.with_context(|| {
+        format!(
+            "cannot create {}. An existing key is not overwritten: move it away first.",
+            out.display()
+        )
+    })?;
+    let written = file.write_all(private.as_bytes()).and_then(|()| file.sync_all());
+    written.with_context(|| format!("cannot write {}", out.display()))?;
+    Ok(cosigner)
+}
+
+/// The files for HTTPS, which only a witness on loopback may do without.
+pub(super) fn tls(
+    listen: SocketAddr,
+    cert: Option<PathBuf>,
+    key: Option<PathBuf>,
+) -> anyhow::Result<Option<(PathBuf, PathBuf)>> {
+    let files = cert.zip(key);
+    anyhow::ensure!(
+        files.is_some() || listen.ip().to_canonical().is_loopback(),
+        "{listen} is not a loopback address. Give --tls-cert and --tls-key, or listen on 127.0.0.1 behind an HTTPS proxy."
+    );
+    Ok(files)
+}
+
 impl Run {
     fn run(self) -> anyhow::Result<ExitCode> {
         let _logs = crate::logging::start();
-        let tls = match (&self.tls_cert, &self.tls_key) {
-            (Some(cert), Some(key)) => Some((cert.clone(), key.clone())),
-            _ if self.listen.ip().to_canonical().is_loopback() => None,
-            _ => bail!(
-                "{} is not a loopback address. Give --tls-cert and --tls-key, or listen on 127.0.0.1 behind an HTTPS proxy.",
-                self.listen
-            ),
-        };
+        let tls = tls(self.listen, self.tls_cert, self.tls_key)?;
         let mut logs = self.logs;
         for path in &self.policies {
             let policy = super::verify::policy(path)?;

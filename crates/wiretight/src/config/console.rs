@@ -1,11 +1,12 @@
 //! `[console]`.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 
 use super::across::Across;
 use super::report::{Complaint, Report};
 use super::section::{Section, Setting};
-use super::value::console_listen;
+use super::value::{absolute_path, console_listen};
 
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7492);
 
@@ -14,6 +15,8 @@ const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOS
 pub struct Console {
     /// A loopback address.
     pub listen: SocketAddr,
+    /// The folder with the reports of scans that it shows; absolute.
+    pub scans: Option<PathBuf>,
 }
 
 pub(super) fn read_console(
@@ -35,8 +38,9 @@ pub(super) fn read_console(
         }
         Setting::Wrong => {}
     }
+    let scans = s.optional(report, "scans", absolute_path);
     s.finish(report);
-    Console { listen: listen.or(DEFAULT_LISTEN) }
+    Console { listen: listen.or(DEFAULT_LISTEN), scans: scans.given() }
 }
 
 #[cfg(test)]
@@ -68,7 +72,9 @@ mod tests {
         ] {
             assert_eq!(config.is_console_site(host), leads, "{host}");
         }
-        let names = config.console_sites();
-        assert_eq!(names.iter().map(|n| n.as_str()).collect::<Vec<_>>(), ["console.corp.internal"]);
+        assert_eq!(config.console_sites(), ["console.corp.internal"]);
+        let other = text.concat() + "[edge]\nhttps = [\"10.0.0.1:8443\", \"10.0.0.1:9443\"]\n";
+        let config = Config::parse("w.toml".as_ref(), &other).unwrap();
+        assert_eq!(config.console_sites(), ["console.corp.internal:8443"]);
     }
 }

@@ -204,7 +204,7 @@ impl Config {
 
     /// Whether a host is the name of a site that leads to the console, and requires a client certificate.
     pub(crate) fn is_console_site(&self, host: &str) -> bool {
-        let Some(Console { listen }) = &self.console else { return false };
+        let Some(Console { listen, .. }) = &self.console else { return false };
         let console = Backend::Tcp((*listen).into());
         // A site for everybody is not accepted.
         let leads = |s: &SiteSettings| {
@@ -215,10 +215,16 @@ impl Config {
         sites.any(|site| site.names.iter().any(|name| name.covers(host)))
     }
 
-    /// The names of the sites that lead to the console, without wildcards.
-    pub(crate) fn console_sites(&self) -> Vec<SiteName> {
+    /// The names of the sites that lead to the console, without wildcards, with the port if it is not 443.
+    pub(crate) fn console_sites(&self) -> Vec<String> {
+        let mut ports = self.edge.https.iter().map(SocketAddr::port);
+        let port = match ports.clone().any(|port| port == 443) {
+            true => String::new(),
+            false => ports.next().map(|port| format!(":{port}")).unwrap_or_default(),
+        };
         let names = self.edge.sites.iter().flat_map(|site| &site.names);
-        names.filter(|n| !n.is_wildcard() && self.is_console_site(n.as_str())).cloned().collect()
+        let names = names.filter(|n| !n.is_wildcard() && self.is_console_site(n.as_str()));
+        names.map(|name| format!("{name}{port}")).collect()
     }
 
     /// The sites whose certificates are files.

@@ -222,7 +222,7 @@ pub(super) const CONSOLE: Shape = Shape {
     name: "console",
     repeats: false,
     title: "",
-    keys: &[("listen", r#""127.0.0.1:7492""#)],
+    keys: &[("listen", r#""127.0.0.1:7492""#), ("scans", r#""/srv/wiretight/scans""#)],
 };
 
 pub(super) const SHAPES: [&Shape; 15] = [

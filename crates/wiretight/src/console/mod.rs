@@ -8,7 +8,7 @@
 //! - `query`: the query of a request
 //! - `model`: the facts, indexed
 //! - `parts`: the frame of every page, and what pages have in common
-//! - `overview`, `problems`, `traffic`, `drawing`, `mesh`, `entries`: the pages
+//! - `overview`, `problems`, `traffic`, `drawing`, `mesh`, `scans`, `entries`: the pages
 
 mod drawing;
 mod entries;
@@ -18,12 +18,14 @@ mod overview;
 mod parts;
 mod problems;
 mod query;
+mod scans;
 pub mod session;
 #[cfg(test)]
 mod tests;
 mod traffic;
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -42,6 +44,7 @@ use crate::admin::api::Status;
 use crate::authority::AuthorityHandle;
 use crate::logging::chain;
 use crate::proof;
+use crate::proof::scans::Folder;
 use crate::web::server::{Site, plain};
 use model::Model;
 use query::Query;
@@ -82,6 +85,8 @@ pub struct Sources {
     pub registry: Box<dyn Fn() -> Arc<Registry> + Send + Sync>,
     /// Whether a host is a site of the edge that leads here.
     pub is_site: Box<dyn Fn(&str) -> bool + Send + Sync>,
+    /// The folder with the reports of scans.
+    pub scans: Option<PathBuf>,
 }
 
 /// A running console.
@@ -90,6 +95,8 @@ pub struct Console {
     address: SocketAddr,
     sessions: Arc<Sessions>,
     newest: Mutex<Option<(Instant, Arc<Model>)>>,
+    /// What was read of the folder with the reports of scans.
+    scans: Arc<parking_lot::Mutex<Folder>>,
     places: Semaphore,
 }
 
@@ -102,7 +109,7 @@ enum NoPage {
 impl Console {
     pub fn new(sources: Sources, address: SocketAddr, sessions: Arc<Sessions>) -> Console {
         let (newest, places) = (Mutex::default(), Semaphore::new(AT_A_TIME));
-        Console { sources, address, sessions, newest, places }
+        Console { sources, address, sessions, newest, scans: Arc::default(), places }
     }
 
     /// The facts, a few seconds old at most.
@@ -115,7 +122,11 @@ impl Console {
         let facts = proof::collect(&self.sources.authority, to.saturating_sub(YEAR), to).await;
         let facts = facts.map_err(|e| NoPage::Failed(chain(&e)))?;
         let (status, registry) = ((self.sources.status)(), (self.sources.registry)());
-        let made = move || Arc::new(Model::new(facts, status, &registry));
+        let (folder, scans) = (self.sources.scans.clone(), self.scans.clone());
+        let made = move || {
+            let scans = folder.map(|folder| scans.lock().read(&folder)).unwrap_or_default();
+            Arc::new(Model::new(facts, status, &registry, scans))
+        };
         let model = tokio::task::spawn_blocking(made).await;
         let model = model.map_err(|e| NoPage::Failed(e.to_string()))?;
         *newest = Some((Instant::now(), model.clone()));
@@ -305,6 +316,8 @@ fn made(model: &Model, path: &str, query: &Query) -> Option<Markup> {
         "/exceptions" => Some(mesh::exceptions(model, query)),
         "/keys" => Some(mesh::keys(model)),
         "/witnesses" => Some(mesh::witnesses(model)),
+        "/scans" => Some(scans::scans(model, query)),
+        "/scan" => scans::scan(model, query),
         "/history" => Some(mesh::history(model, query)),
         "/period" => mesh::period(model, query),
         _ => None,

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use wiretight_keys::Name;
 use wiretight_keys::claims::{Amount, DAY, HOUR, Levels};
@@ -14,6 +15,7 @@ use wiretight_scan::passive::summary::{Key, Row};
 use crate::admin::api::Status;
 use crate::proof::chart::of;
 use crate::proof::facts::{Facts, LoggedPeriod, NodeFacts};
+use crate::proof::scans::Scans;
 
 /// The most clients of a service that are kept by address.
 const CLIENTS: usize = 64;
@@ -23,6 +25,7 @@ pub struct Model {
     pub facts: Facts,
     /// The node of this process.
     pub status: Status,
+    pub scans: Arc<Scans>,
     /// Every row of every node, the worst and largest first.
     pub flows: Vec<Flow>,
     /// The same, added up by server, in the same order.
@@ -66,7 +69,7 @@ impl Service {
 }
 
 impl Model {
-    pub fn new(facts: Facts, status: Status, registry: &Registry) -> Model {
+    pub fn new(facts: Facts, status: Status, registry: &Registry, scans: Arc<Scans>) -> Model {
         let nodes = facts.nodes.iter().enumerate().map(|(n, node)| (node.name.clone(), n));
         let (instances, hosts) = places(registry);
         let mut model = Model {
@@ -77,6 +80,7 @@ impl Model {
             services: Vec::new(),
             facts,
             status,
+            scans,
         };
         model.flows = flows(&model.facts);
         model.services = services(&model);

@@ -8,9 +8,10 @@ use super::drawing;
 use super::model::{Model, Service, Window, all, encrypted};
 use super::parts::{
     Head, bad_share, badge, bytes, count, good_share, named_server, page, relative, service_link,
-    small_command, state, table, text, time,
+    small_command, state, table, text, time, word,
 };
 use super::problems::{self, Problem};
+use super::traffic::from_whom;
 use crate::proof::chart::{self, Bar, Column, Columns, Unit, date, grouped};
 
 /// Rows in each list; the pages have all.
@@ -22,14 +23,14 @@ pub fn overview(model: &Model) -> Markup {
     let body = html! {
         (headline(model, day.as_ref()))
         (tiles(model, day.as_ref(), failing.len()))
+        (blockers(model))
         (fails(&failing))
         @if let Some(day) = &day { (traffic(model, day)) }
         (talking(model, day.is_some()))
         div.two {
-            (blockers(model))
             (expiring(model))
+            (nodes(model))
         }
-        (nodes(model))
     };
     let commands = ["wiretight status", "wiretight authority status", "wiretight node list"];
     page(model, &Head { title: "Overview", tab: "/", commands: &commands }, body)
@@ -45,6 +46,7 @@ fn headline(model: &Model, day: Option<&Window>) -> Markup {
                     strong { (good_share(good.bytes, sum.bytes)) } " of the bytes that the nodes report now are encrypted"
                 }
             }
+            (next(model))
             p.lead {
                 "No hour is in the log yet: the authority logs each hour a few minutes after it ends. "
                 @if !model.facts.nodes.iter().any(|n| n.report.as_ref().is_some_and(|r| r.watching)) {
@@ -66,6 +68,7 @@ fn headline(model: &Model, day: Option<&Window>) -> Markup {
                 " of the bytes on the network were encrypted"
             }
         }
+        (next(model))
         p.lead {
             "From " (date(day.from, HOUR)) " to " (date(day.to, HOUR)) " UTC: "
             a href="/services" { (grouped(sum.connections)) " connections" } ", of which "
@@ -79,6 +82,27 @@ fn headline(model: &Model, day: Option<&Window>) -> Markup {
             a href="/history" { (day.logged) " of " (day.logged + day.missing) " hours" } " are in the log"
             @if let Some(since) = since { ", which has counted since " (since) }
             "."
+        }
+    }
+}
+
+/// What is not encrypted well enough now, by level, and where to read what to do.
+fn next(model: &Model) -> Markup {
+    let mut levels =
+        [Level::Plaintext, Level::Weak, Level::Unknown, Level::Acceptable].map(|l| (l, 0u64));
+    for service in model.blockers() {
+        let of = levels.iter_mut().find(|(level, _)| *level == service.key.level);
+        of.into_iter().for_each(|(_, n)| *n += 1);
+    }
+    html! {
+        @if levels.iter().any(|(_, n)| *n > 0) {
+            p.next {
+                "Now: "
+                @for (level, n) in levels.into_iter().filter(|(_, n)| *n > 0) {
+                    a href={ "/change?level=" (word(level)) } { (badge(level)) " " (count(n, "service")) }
+                }
+                a.button href="/change" { "What to change" }
+            }
         }
     }
 }
@@ -180,31 +204,39 @@ fn talking(model: &Model, has_hours: bool) -> Markup {
     }
 }
 
+/// The worst and largest services that strict mode would have to do without, each with the first change.
 fn blockers(model: &Model) -> Markup {
-    let all = model.blockers().count();
+    let all = model.blockers().count() as u64;
     let rows = html! {
         @for service in model.blockers().take(ROWS) {
+            @let row = model.row(model.flows[service.flows[0]]);
             tr {
                 td { (badge(service.key.level)) }
-                td { a href=(service_link(&service.key)) { (named_server(model, &service.key)) } }
-                td { (text(&service.key.protocol)) }
+                td {
+                    a href=(service_link(&service.key)) { (named_server(model, &service.key)) } br;
+                    span.dim { (from_whom(service, row)) }
+                }
+                td { @match row.reasons.first() { Some(reason) => (text(&reason.change)), None => "The report has no reason." } }
                 td.n { (bytes(service.most.bytes)) }
             }
         }
     };
+    let heads = [("Level", false), ("Traffic", false), ("What to change", false), ("Bytes", true)];
     html! {
         section {
-            h2 { "What blocks strict mode" }
+            h2 { "What blocks strict mode, and what to do" }
             @if all == 0 {
                 p { (state(true, "Nothing in the newest reports.")) }
                 @if problems::unwatched(model).is_some() {
                     p { "Nodes that do not watch their traffic report only what their relay carries: what else they send is not known." }
                 }
             } @else {
-                (table("What blocks strict mode", &[("Level", false), ("Server", false), ("Protocol", false), ("Bytes", true)], rows))
-                p { a href="/change" { "All " (count(all as u64, "service")) ", and what to change" } }
+                (table("What blocks strict mode", &heads, rows))
             }
-            p { (small_command("wiretight status --plaintext")) }
+            p {
+                @if all > 0 { a href="/change" { "All " (count(all, "service")) ", with the reasons" } " " }
+                (small_command("wiretight watch --once --blockers"))
+            }
         }
     }
 }

@@ -16,11 +16,12 @@ use crate::proof::chart::{self, Round, grouped, percent, permille};
 const MAX_TEXT: usize = 400;
 
 /// The pages of the menu, and their paths.
-const TABS: [(&str, &str); 9] = [
+pub const TABS: [(&str, &str); 10] = [
     ("Overview", "/"),
     ("To change", "/change"),
     ("Services", "/services"),
     ("Nodes", "/nodes"),
+    ("Scans", "/scans"),
     ("History", "/history"),
     ("Log", "/log"),
     ("Witnesses", "/witnesses"),
@@ -115,9 +116,16 @@ pub fn command(line: &str) -> Markup {
     html! { pre.command { code { (text(line)) } } }
 }
 
-/// A command in a row.
+/// A command in a row. Lines break between its words only.
 pub fn small_command(line: &str) -> Markup {
-    html! { code.command { (text(line)) } }
+    html! {
+        code.command {
+            @for (n, word) in text(line).split(' ').enumerate() {
+                @if n > 0 { " " }
+                span { (word) }
+            }
+        }
+    }
 }
 
 /// A level's word, which is also the name of its class.

@@ -1,11 +1,12 @@
 //! The query of a request, parsed. What cannot be read counts as absent.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
+use wiretight_scan::Target;
 use wiretight_scan::judge::Level;
 
-/// The longest text of a value, in bytes.
-const MAX: usize = 200;
+/// The longest text of a value, in bytes: a host name with protocol and port.
+const MAX: usize = 300;
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Query {
@@ -16,6 +17,9 @@ pub struct Query {
     pub level: Option<Level>,
     pub server: Option<SocketAddr>,
     pub client: Option<SocketAddr>,
+    /// What was scanned.
+    pub target: Option<Target>,
+    pub address: Option<IpAddr>,
     /// A transport.
     pub via: String,
     pub protocol: String,
@@ -45,6 +49,8 @@ impl Query {
                 "level" => parsed.level = value.parse().ok(),
                 "server" => parsed.server = value.parse().ok(),
                 "client" => parsed.client = value.parse().ok(),
+                "target" => parsed.target = value.parse().ok(),
+                "address" => parsed.address = value.parse().ok(),
                 "via" => parsed.via = text(),
                 "protocol" => parsed.protocol = text(),
                 "node" => parsed.node = text(),
@@ -75,5 +81,9 @@ mod tests {
         let long = format!("q={}&page=-1&level=WEAK", "x".repeat(MAX + 1));
         assert_eq!(Query::parse(&long), Query { page: 1, ..Query::default() });
         assert_eq!(Query::parse("%ff=%00&&=&page").page, 1);
+        let scan = Query::parse("target=smtp%3A%2F%2Fmail.example%3A25&address=10.0.0.5");
+        assert_eq!(scan.target, "mail.example:25".parse().ok());
+        assert_eq!(scan.address, "10.0.0.5".parse().ok());
+        assert_eq!(Query::parse("target=<b>&address=x"), Query { page: 1, ..Query::default() });
     }
 }

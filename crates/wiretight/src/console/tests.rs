@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use serde_json::json;
 use wiretight_keys::claims::{HOUR, MeshPeriod, Publication};
 use wiretight_proxy::mesh::Registry;
 use wiretight_scan::judge::Level;
@@ -14,6 +15,7 @@ use super::entries::Found;
 use super::*;
 use crate::control::report::{Exception, ExceptionKind, Explanation, NodeReport};
 use crate::proof::facts::{Facts, LoggedPeriod};
+use crate::proof::scans::Scans;
 
 /// Markup, quotes, a direction mark and an escape sequence.
 const HOSTILE: &str = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&\u{202e}\u{1b}[2J";
@@ -100,8 +102,36 @@ fn facts(text: &str) -> Facts {
     facts
 }
 
+/// Two scans of an endpoint in a file, with reasons that say this.
+fn scans(text: &str) -> Scans {
+    let scan = |started: &str| {
+        json!({
+            "target": "[2001:db8::1]:993", "address": "2001:db8::1", "started": started, "reached": { "state": "tls" },
+            "judgement": {
+                "level": "weak",
+                "reasons": [{ "rule": text, "fact": text, "answer": "yes", "level": "weak", "what": text, "standard": text, "change": text }],
+                "profiles": [{ "profile": text, "answer": "no" }],
+            },
+        })
+    };
+    let plain = json!({
+        "target": "db.example:6379", "address": "10.0.1.4", "started": "2026-11-01T10:00:00Z",
+        "reached": { "state": "plaintext", "evidence": text }, "judgement": { "level": "plaintext", "profiles": [] },
+    });
+    let reports = [scan("2026-11-01T10:00:00Z"), scan("2026-10-01T10:00:00Z"), plain];
+    let dir = tempfile::tempdir().unwrap();
+    let document = json!({ "schema": wiretight_scan::report::SCHEMA, "reports": reports });
+    std::fs::write(dir.path().join("mesh.json"), document.to_string()).unwrap();
+    std::fs::write(dir.path().join("<b>.json"), "").unwrap();
+    Arc::unwrap_or_clone(Folder::default().read(dir.path()))
+}
+
 fn model(facts: Facts) -> Model {
-    Model::new(facts, status(), &Registry::default())
+    model_with(facts, Scans::default())
+}
+
+fn model_with(facts: Facts, scans: Scans) -> Model {
+    Model::new(facts, status(), &Registry::default(), Arc::new(scans))
 }
 
 /// Follows every link from the overview, and returns all pages. Pages of the log are made from entries, not from the
@@ -132,13 +162,14 @@ fn crawl(model: &Model) -> BTreeMap<String, String> {
 
 #[test]
 fn every_link_leads_to_a_page_and_nothing_asks_elsewhere() {
-    let pages = crawl(&model(facts("postgres (postgresql.service)")));
-    for path in
-        ["/", "/change", "/services", "/nodes", "/history", "/witnesses", "/keys", "/exceptions"]
-    {
-        assert!(pages.contains_key(path), "{path}");
+    let text = "postgres (postgresql.service)";
+    let pages = crawl(&model_with(facts(text), scans(text)));
+    for (_, path) in parts::TABS.iter().filter(|(_, path)| *path != "/log") {
+        assert!(pages.contains_key(*path), "{path}");
     }
-    for start in ["/node/", "/service?", "/flow?", "/period?", "/nodes?show=", "/change?level="] {
+    for start in
+        ["/node/", "/service?", "/flow?", "/period?", "/nodes?show=", "/change?level=", "/scan?"]
+    {
         assert!(pages.keys().any(|link| link.starts_with(start)), "no link to {start}");
     }
     for (link, page) in &pages {
@@ -162,7 +193,7 @@ fn every_link_leads_to_a_page_and_nothing_asks_elsewhere() {
 
 #[test]
 fn texts_of_other_machines_are_escaped() {
-    let model = model(facts(HOSTILE));
+    let model = model_with(facts(HOSTILE), scans(HOSTILE));
     let mut pages = crawl(&model);
     let found = Found {
         entries: vec![
@@ -188,7 +219,7 @@ fn texts_of_other_machines_are_escaped() {
     }
     // The control: they are shown.
     let shown = |page: &str| page.contains("&lt;script&gt;alert(1)") && page.contains("\\u{202e}");
-    for start in ["/flow?", "/exceptions", "/keys", "/witnesses", "/node/"] {
+    for start in ["/flow?", "/exceptions", "/keys", "/witnesses", "/node/", "/scan?", "/scans"] {
         let page = pages.iter().find(|(link, _)| link.starts_with(start)).unwrap().1;
         assert!(shown(page), "{start}: {page}");
     }
@@ -240,6 +271,33 @@ fn a_window_counts_what_is_missing() {
     facts.periods.extend((4..40).map(hour));
     let day = model(facts).last_day().unwrap();
     assert_eq!((day.logged, day.missing, day.to), (24, 0, start + 40 * HOUR));
+}
+
+#[test]
+fn a_scan_is_on_the_page_of_its_server_with_the_command_that_repeats_it() {
+    let pages = crawl(&model_with(facts("x"), scans("TLS 1.0 is accepted")));
+    let page = |start: &str, part: &str| {
+        let found = pages.iter().find(|(link, _)| link.starts_with(start) && link.contains(part));
+        found.unwrap_or_else(|| panic!("{start} {part}: {:?}", pages.keys())).1
+    };
+    let service = page("/service?", "10.0.1.4");
+    assert!(service.contains("What a scan says that it offers"), "{service}");
+    assert!(!page("/service?", "10.0.1.3").contains("What a scan says"));
+    let scan = page("/scan?", "db.example");
+    assert!(scan.contains("href=\"/service?server=10.0.1.4%3A6379\""), "{scan}");
+    assert!(scan.contains("wiretight scan db.example:6379 --ip 10.0.1.4"), "{scan}");
+    let scan = page("/scan?", "2001");
+    assert!(
+        scan.contains("wiretight scan &#39;[2001:db8::1]:993&#39;")
+            || scan.contains("wiretight scan '[2001:db8::1]:993'")
+    );
+    assert!(scan.contains("TLS 1.0 is accepted") && scan.contains("Older scans"), "{scan}");
+    let all = page("/scans", "");
+    assert!(
+        all.contains("2 endpoints scanned") && all.contains("&lt;b&gt;.json: not a complete"),
+        "{all}"
+    );
+    assert!(page("/change", "").contains("href=\"/scans\""));
 }
 
 #[test]
@@ -329,6 +387,7 @@ fn cpu_time_of_every_page() {
         "/history",
         "/expiring",
         &hours,
+        "/scans",
         &period,
         &service,
         &flow,

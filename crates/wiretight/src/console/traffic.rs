@@ -14,6 +14,7 @@ use super::parts::{
     pager, programs, server, service_link, small_command, state, table, text, time, word,
 };
 use super::query::Query;
+use super::scans;
 use crate::proof::chart::grouped;
 
 const PER_PAGE: usize = 100;
@@ -186,6 +187,7 @@ pub fn service(model: &Model, query: &Query) -> Option<Markup> {
         (drawing::drawing(model, &found))
         (pager(part, "/service", &list))
         (table("Rows", &FLOW_HEADS, rows))
+        (scans::of_server(model, server))
         details {
             summary { "Clients" }
             ul.columns3 { @for client in clients.iter().take(SHOWN) { li { (client_name(model, *client)) } } }
@@ -242,7 +244,7 @@ fn unique_reasons<'a>(rows: impl Iterator<Item = &'a Row>) -> Vec<&'a Reason> {
     found
 }
 
-fn changes(reasons: &[&Reason]) -> Markup {
+pub fn changes(reasons: &[&Reason]) -> Markup {
     html! {
         @if !reasons.is_empty() {
             section {
@@ -342,7 +344,7 @@ pub fn flow(model: &Model, query: &Query) -> Option<Markup> {
     Some(page(model, &Head { title: &title, tab: "/services", commands: &[&watch] }, body))
 }
 
-fn answer_state(answer: Answer) -> Markup {
+pub fn answer_state(answer: Answer) -> Markup {
     match answer {
         Answer::Yes => state(true, "met"),
         Answer::No => state(false, "not met"),
@@ -399,6 +401,19 @@ fn negotiated(sealed: &Sealed) -> Markup {
     }
 }
 
+/// `postgres from 2 clients, report.py (cron.service)`
+pub fn from_whom(service: &Service, row: &Row) -> String {
+    let more = if service.more_clients { "more than " } else { "" };
+    let clients = count(service.clients.len() as u64, "client");
+    let mut words = format!("{} from {more}{clients}", text(&service.key.protocol));
+    let names = programs(row);
+    if !names.is_empty() {
+        words += ", ";
+        words += &names;
+    }
+    words
+}
+
 /// What strict mode would have to do without, with the change that mends each.
 pub fn change(model: &Model, query: &Query) -> Markup {
     let of_level = |service: &&Service| query.level.is_none_or(|level| level == service.key.level);
@@ -414,11 +429,7 @@ pub fn change(model: &Model, query: &Query) -> Markup {
                 td { (badge(service.key.level)) }
                 td {
                     a href=(service_link(&service.key)) { (named_server(model, &service.key)) } br;
-                    (text(&service.key.protocol)) " from "
-                    @if service.more_clients { "more than " }
-                    (count(service.clients.len() as u64, "client"))
-                    @let names = programs(row);
-                    @if !names.is_empty() { ", " (names) }
+                    (from_whom(service, row))
                     br; span.dim { (if own { "both ends have private addresses" } else { "one end has a public address" }) }
                 }
                 td {
@@ -456,12 +467,12 @@ pub fn change(model: &Model, query: &Query) -> Markup {
                 }
             }
         }
+        (scans::below(model))
         @if found.is_empty() {
             p { (state(true, "Nothing that a node has reported.")) }
         } @else {
             (pager(part, "/change", &[("level", level)]))
             (table("What to change", &heads, rows))
-            (pager(part, "/change", &[("level", level)]))
         }
     };
     let commands = [

@@ -168,10 +168,8 @@ async fn route(
             });
         }
         (&Method::GET, "/metrics") => {
-            let mut answer = text(StatusCode::OK, &metrics::render(daemon.status()));
-            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-            answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
-            return Ok(answer);
+            let measured = daemon.measured().await;
+            return Ok(metrics::answer(&parts.headers, daemon.status(), measured));
         }
         _ if door == Door::Probe => {
             return Err(Failure(

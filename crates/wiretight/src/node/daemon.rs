@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use rustls::pki_types::CertificateDer;
+use wiretight_keys::token::hex;
 use wiretight_keys::{Csr, Name, x509};
 use wiretight_proxy::clock::now;
 use wiretight_proxy::registry::Host;
@@ -20,6 +22,7 @@ use crate::admin::api::{
     ReloadAnswer, RemoveAnswer, RenewAnswer, RevokeTokenAnswer, RotateStep, ServiceStatus, Status,
     SvidAnswer, TokenAnswer, TokensAnswer, TransparencyStatus, WatchRequest,
 };
+use crate::admin::metrics::{Disk, Measured};
 use crate::agent::{AgentHandle, AgentParams};
 use crate::authority::{Affected, AuthorityError, AuthorityHandle, CaStatus, Grant, Ttls};
 use crate::config::Config;
@@ -210,6 +213,38 @@ impl Daemon {
             watch: self.watching.as_ref().map(|host| host.status()),
             publish: self.publishing.status(),
             sandbox: self.sandbox,
+        }
+    }
+
+    /// What only the metrics show.
+    pub(crate) async fn measured(&self) -> Measured {
+        let config = self.config.load_full();
+        let (sites, handshakes) = self.edge.latencies();
+        let identity =
+            |i: &Arc<wiretight_proxy::Identity>| (i.id().clone(), i.leaf().period.not_before);
+        let bundle = self.mesh.bundle();
+        let root = |root: &CertificateDer<'static>| {
+            Some((hex(&x509::fingerprint(root)), x509::not_after(root)?))
+        };
+        let disk = rustix::fs::statvfs(&config.node.state_dir).ok();
+        let nodes = match &self.authority {
+            Some(authority) => authority.list_nodes().await.unwrap_or_default(),
+            None => Vec::new(),
+        };
+        Measured {
+            relay: self.relay.latencies(),
+            sites,
+            handshakes,
+            not_before: self.mesh.identities().values().map(identity).collect(),
+            roots: bundle.roots().iter().filter_map(root).collect(),
+            configured: config.intercept.as_ref().map(|i| i.mode),
+            disk: disk.map(|of| Disk {
+                available: of.f_bavail.saturating_mul(of.f_frsize),
+                size: of.f_blocks.saturating_mul(of.f_frsize),
+            }),
+            watcher: self.watching.as_ref().and_then(|host| host.cost()),
+            ca: self.authority.as_ref().map(|authority| authority.ca_status()),
+            nodes,
         }
     }
 
@@ -496,8 +531,9 @@ impl Daemon {
         let secret = sessions.link(Instant::now()).map_err(|e| {
             RequestError::Failed(format!("cannot get random bytes from the system: {e}"))
         })?;
-        let sites = self.config.load().console_sites();
-        let sites = sites.iter().map(|name| format!("https://{name}/enter/{secret}"));
+        let config = self.config.load();
+        let sites = config.console_sites();
+        let sites = sites.iter().map(|authority| format!("https://{authority}/enter/{secret}"));
         Ok(ConsoleAnswer {
             link: format!("http://{address}/enter/{secret}"),
             sites: sites.collect(),

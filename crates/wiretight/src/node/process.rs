@@ -84,7 +84,10 @@ pub fn run(config: Config, take_over: bool) -> anyhow::Result<()> {
     let roots = config.acme.iter().filter_map(|ca| ca.roots.as_ref());
     let policy = config.witnesses.iter().map(|w| &w.policy);
     let reads = token.chain(files::files(&config)).chain(roots).chain(policy);
-    let reads: Vec<PathBuf> = reads.cloned().chain(named_in_the_environment()).collect();
+    // The sandbox makes the directory of each file readable.
+    let scans = config.console.iter().filter_map(|c| c.scans.as_ref()).map(|dir| dir.join("*"));
+    let reads = reads.cloned().chain(named_in_the_environment()).chain(scans);
+    let reads: Vec<PathBuf> = reads.collect();
     let sandbox = match config.node.landlock {
         true => sandbox::enter(
             &config.path,
@@ -449,6 +452,13 @@ impl Control<'_> {
         let (node, trust_domain) = (&config.node.name, &config.node.trust_domain);
         let (version, workers) = (env!("CARGO_PKG_VERSION"), plane.workers);
         tracing::info!(%node, %trust_domain, version, workers, "node started");
+        let started = daemon.clone();
+        tokio::spawn(async move {
+            started.agent.wait_ready().await;
+            if started.not_ready().is_none() {
+                tracing::info!("this node is ready");
+            }
+        });
         notify(&[NotifyState::Ready, NotifyState::Status("running")]);
         Ok(Control { plane, state, daemon, next, rules, watching, stop })
     }
@@ -536,6 +546,7 @@ fn start_console(
         status: Box::new(move || status.status()),
         registry: Box::new(move || registry.registry()),
         is_site: Box::new(move |host| sites.config().is_console_site(host)),
+        scans: daemon.config().console.as_ref().and_then(|console| console.scans.clone()),
     };
     let console = Arc::new(Console::new(sources, address, sessions));
     let listener = tokio::net::TcpListener::from_std(listener)?;

@@ -1,4 +1,5 @@
-//! Keeps the folder of `[publish]` up to date: after each hour that was logged, and when the section was changed.
+//! Keeps the folder of `[publish]` up to date: after each hour that was logged, and when the section was changed. Before the
+//! first hour is logged, it shows what machines report, and is written each minute.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -21,6 +22,8 @@ const LOOK: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_secs(60);
 /// Without a new hour, the folder is still published this often, so that its age shows whether the authority runs.
 const AGAIN: Duration = Duration::from_secs(3600);
+/// How often before the first hour is logged.
+const BEFORE: Duration = Duration::from_secs(60);
 
 /// The state of the folder, and the task that writes it.
 #[derive(Default)]
@@ -28,8 +31,14 @@ pub(crate) struct Publishing {
     status: Mutex<Option<PublishStatus>>,
 }
 
-/// What a folder was made for.
-type Made = (Publish, Option<u64>);
+/// What a folder was made for. Without a logged hour, also whether machines have reported traffic: what they report first is
+/// shown at once.
+#[derive(PartialEq)]
+struct Made {
+    chosen: Publish,
+    logged_until: Option<u64>,
+    has_rows: bool,
+}
 
 impl Publishing {
     /// `None` without `[publish] dir`.
@@ -48,10 +57,13 @@ impl Publishing {
             let chosen = config.load().publish.clone().filter(|chosen| chosen.dir.is_some());
             match (&chosen, chosen.as_ref().and_then(|chosen| chosen.dir.as_deref())) {
                 (Some(chosen), Some(dir)) => {
-                    let wanted = (chosen.clone(), authority.claims_status().logged_until);
+                    let logged_until = authority.claims_status().logged_until;
+                    let has_rows = logged_until.is_none() && has_rows(&authority);
+                    let wanted = Made { chosen: chosen.clone(), logged_until, has_rows };
+                    let again = if logged_until.is_some() { AGAIN } else { BEFORE };
                     let due = made
                         .as_ref()
-                        .is_none_or(|(last, at)| *last != wanted || at.elapsed() >= AGAIN);
+                        .is_none_or(|(last, at)| *last != wanted || at.elapsed() >= again);
                     if due && not_before <= Instant::now() {
                         let written = write(&authority, chosen, dir).await;
                         match &written {
@@ -87,6 +99,12 @@ impl Publishing {
         }
         *status = Some(now);
     }
+}
+
+/// Whether a machine has reported a connection.
+fn has_rows(authority: &AuthorityHandle) -> bool {
+    let reports = authority.reports();
+    reports.values().filter_map(|known| known.report.as_ref()).any(|r| !r.rows.good.is_empty())
 }
 
 async fn write(

@@ -12,6 +12,7 @@ use super::chart::{
 };
 use super::facts::LoggedPeriod;
 use super::public::{Basis, Gap, GapKind, PublicFacts, Share, Window, when};
+use super::reported::Reported;
 
 /// The newest hours that have a chart.
 const HOURS: u64 = 7 * 24;
@@ -55,6 +56,7 @@ pub fn render(facts: &PublicFacts, logged: &[LoggedPeriod]) -> Markup {
                         (obstacles(facts, window))
                         (gaps(facts))
                     }
+                    @if let Some(reported) = &facts.reported { (self::reported(facts, reported)) }
                     (modes(facts))
                     @if let Some(services) = &facts.services {
                         section aria-labelledby="services" {
@@ -393,6 +395,54 @@ fn gaps(facts: &PublicFacts) -> Markup {
                     }
                     @if gaps.more > 0 { li { "and " (gaps.more) " older gaps" } }
                 }
+            }
+        }
+    }
+}
+
+/// What machines report, as long as nothing is logged.
+fn reported(facts: &PublicFacts, sum: &Reported) -> Markup {
+    let next = facts.at / HOUR * HOUR + HOUR;
+    let row = |a: &wiretight_keys::claims::Algorithm| {
+        html! { tr {
+            th scope="row" { (clean(&a.version)) }
+            td { (clean(&a.key_exchange)) }
+            td { (clean(&a.cipher)) }
+            td { (if a.post_quantum { "yes" } else { "no" }) }
+            td.n { (grouped(a.amount.connections)) }
+            td.n { (amount(a.amount.bytes, Unit::Bytes)) }
+        } }
+    };
+    let head = html! { tr {
+        th scope="col" { "Protocol" } th scope="col" { "Key exchange" } th scope="col" { "Cipher" }
+        th scope="col" { "Post-quantum" } th.n scope="col" { "Connections" } th.n scope="col" { "Bytes" }
+    } };
+    let all: Vec<Markup> = sum.algorithms.iter().map(row).collect();
+    let of = |n: usize| {
+        format!("{n} of {} {}", sum.members, if sum.members == 1 { "machine" } else { "machines" })
+    };
+    html! {
+        section aria-labelledby="reported" {
+            h2 #reported { "Now, not in the log yet" }
+            (basis(Basis::Operator))
+            p { "This is what the machines themselves said when this page was made, " (date(facts.at, HOUR)) " UTC. Nobody can check it, and it is not kept. "
+                "The hour that is running ends at " (date(next, HOUR)) " UTC. It is in the log soon after that"
+                (if sum.watching > 0 { ", and this page then shows it." } else { ", but without traffic, because no machine watches it." }) }
+            ul.plain {
+                li { b { (of(sum.reporting)) } " " (if sum.reporting == 1 { "has" } else { "have" }) " reported." }
+                @if sum.watching == 0 {
+                    li { "None of them watches its network traffic. So these are only the connections that are open now and that Wiretight itself encrypts; " b { "of all other traffic, nothing is known" } "." }
+                } @else {
+                    li { b { (of(sum.watching)) } " " (if sum.watching == 1 { "watches its" } else { "watch their" }) " network traffic, and " (if sum.watching == 1 { "reports" } else { "report" }) " what was seen since that began. Of the others, these are only the open connections that Wiretight itself encrypts." }
+                }
+                @if sum.more > 0 { li { (grouped(sum.more)) " pairs of machines did not fit into the reports." } }
+            }
+            @if sum.is_empty() { p { "No connection was reported." } }
+            @else {
+                (chart::legend())
+                (chart::bar(&Bar { id: "r-bytes", title: "Bytes of these connections, as reported", unit: Unit::Bytes, levels: &sum.levels }))
+                (chart::bar(&Bar { id: "r-connections", title: "These connections, as reported", unit: Unit::Connections, levels: &sum.levels }))
+                @if !all.is_empty() { (rows(&head, &all, "Algorithms, as reported")) }
             }
         }
     }

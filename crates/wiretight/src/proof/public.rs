@@ -18,6 +18,7 @@ use wiretight_tlog::{Policy, SignedCheckpoint};
 
 use super::chart::{Round, date, of, percent, permille};
 use super::facts::{Facts, KeyFacts, LoggedPeriod};
+use super::reported::Reported;
 use crate::config::Publish;
 
 /// The JSON schema of `facts.json`.
@@ -212,6 +213,8 @@ pub struct PublicFacts {
     pub gaps: Gaps,
     pub keys: Keys,
     pub log: LogFacts,
+    /// As long as the log has no traffic in the newest window.
+    pub reported: Option<Reported>,
     /// Only if the operator chose to publish them.
     pub services: Option<BTreeSet<Name>>,
 }
@@ -255,8 +258,12 @@ impl PublicFacts {
             gaps: gaps(logged),
             keys: Keys { basis: Basis::Operator, rows: facts.keys.clone() },
             log: log(signed, policy, &facts.ca.log.vkey),
+            reported: None,
             services: chosen.public_services.then(services),
         };
+        if public.main().is_none_or(|window| window.all == Amount::default()) {
+            public.reported = Some(Reported::new(&facts.nodes));
+        }
         public.sentence = sentence(&public);
         public
     }
@@ -457,7 +464,7 @@ fn sentence(facts: &PublicFacts) -> Vec<String> {
     let name = facts.name();
     let Some(window) = facts.main() else {
         return vec![format!(
-            "Nothing has been measured yet: the log has no hour of the traffic of {name}."
+            "The log has no hour of the traffic of {name} yet, so nothing about it is proved."
         )];
     };
     let since = date(facts.since.unwrap_or(window.from), DAY);

@@ -13,6 +13,7 @@ use wiretight_proxy::clock::now;
 use wiretight_tlog::{Hash, Policy, SignedCheckpoint};
 
 use super::facts::{Facts, LoggedPeriod};
+use super::log_part::{LogPart, body};
 use super::public::{PublicFacts, SCHEMA, SCHEMA_FILE};
 use super::{collect, page};
 use crate::authority::{AuthorityError, AuthorityHandle, Earlier, Published};
@@ -26,7 +27,7 @@ pub const VERIFIER: &str = include_str!("../../web/verify.html");
 const MAX_PERIODS: usize = 4_000_000;
 /// How long days are shown.
 const DAYS: u64 = 366 * DAY;
-/// The version of the files' formats.
+/// The version of the formats of the other files.
 const VERSION: u8 = 1;
 
 /// A folder, not written yet.
@@ -66,21 +67,6 @@ impl Folder {
     pub fn bytes(&self) -> u64 {
         self.files.iter().map(|file| file.text.len() as u64).sum()
     }
-}
-
-#[derive(Serialize)]
-struct LogFile {
-    version: u8,
-    checkpoint: String,
-    policy: String,
-    periods: Vec<PeriodEntry>,
-}
-
-#[derive(Serialize)]
-struct PeriodEntry {
-    index: u64,
-    entry: String,
-    proof: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -155,25 +141,14 @@ pub fn files(
     (policy, earlier): (&Policy, &[Earlier]),
     chosen: &Publish,
 ) -> Folder {
-    let Proven { checkpoint, inclusion, consistency } = proven;
-    let public = PublicFacts::new(facts, periods, (checkpoint, policy), chosen);
-    let entry = |(logged, proof): (&LoggedPeriod, &Vec<Hash>)| PeriodEntry {
-        index: logged.index,
-        entry: body(&logged.period.entry()),
-        proof: texts(proof),
-    };
-    let log = LogFile {
-        version: VERSION,
-        checkpoint: checkpoint.to_string(),
-        policy: policy.clone().without_urls().to_string(),
-        periods: periods.iter().zip(inclusion).map(entry).collect(),
-    };
+    let public = PublicFacts::new(facts, periods, (&proven.checkpoint, policy), chosen);
+    let log = LogPart::new(periods, proven, &policy.clone().without_urls());
     let step = |(earlier, proof): (&Earlier, &Vec<Hash>)| Step {
         size: earlier.size,
         root: earlier.root.to_string(),
         proof: texts(proof),
     };
-    let from = earlier.iter().zip(consistency).map(step).collect();
+    let from = earlier.iter().zip(&proven.consistency).map(step).collect();
     let plain = |name: &str, text: &str| PublicFile { name: name.into(), text: text.into() };
     let mut files = vec![
         file_of("consistency.json", &ConsistencyFile { version: VERSION, from }),
@@ -214,11 +189,6 @@ pub fn selected(all: &[LoggedPeriod], size: u64) -> Vec<LoggedPeriod> {
     let mut chosen: Vec<LoggedPeriod> = order.into_iter().take_while(fits).cloned().collect();
     chosen.sort_by_key(|logged| (logged.period.start, logged.period.length));
     chosen
-}
-
-/// The body of a log entry, which is JSON, without its type.
-fn body(entry: &[u8]) -> String {
-    String::from_utf8_lossy(entry.get(2..).unwrap_or_default()).into_owned()
 }
 
 fn texts(hashes: &[Hash]) -> Vec<String> {

@@ -28,6 +28,7 @@ use wiretight_scan::passive::{Grade, Sealed, Seen, Transport};
 
 use crate::agent::AgentHandle;
 use crate::config::{self, Config};
+use crate::exposition;
 use crate::private_dir::PrivateDir;
 use crate::program::{self, Helper};
 use census::{Own, Session};
@@ -111,6 +112,24 @@ pub struct WatchStatus {
     /// What was counted since then and will not change, for metrics.
     #[serde(skip)]
     pub settled: Totals,
+}
+
+/// What the process that watches has used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Cost {
+    /// Processor time, in microseconds.
+    pub(crate) cpu_micros: u64,
+    pub(crate) resident_bytes: u64,
+}
+
+impl Cost {
+    /// Of this process.
+    fn now() -> Cost {
+        Cost {
+            cpu_micros: u64::try_from(exposition::cpu_time().as_micros()).unwrap_or(u64::MAX),
+            resident_bytes: exposition::resident_memory().unwrap_or(0),
+        }
+    }
 }
 
 /// What the node knows now.
@@ -263,6 +282,11 @@ impl Watching {
             problems,
             settled: report.map(|r| r.settled.clone()).unwrap_or_default(),
         }
+    }
+
+    /// What the process that watches has used, a few seconds ago.
+    pub(crate) fn cost(&self) -> Option<Cost> {
+        self.known.lock().report.as_ref().map(|report| report.cost)
     }
 
     /// The rows with the most bytes, now.

@@ -264,3 +264,73 @@ async fn the_last_hour_is_logged_once_the_nodes_that_watch_have_sent_it_and_is_p
     assert_eq!(authority.claims_status().logged_until, Some(last + LENGTH));
     assert!(MeshPeriod::parse(&facts.periods[0].period.entry()[2..]).is_ok());
 }
+
+/// 1,000 nodes, 10,000 services, and the hours and days of a year: the CPU time of collecting the facts for a page, in all
+/// threads. docs/benchmarks.md says how to run it.
+#[tokio::test]
+#[ignore = "a benchmark"]
+async fn cpu_time_of_collecting_the_facts_of_a_large_mesh() {
+    let mut world = World::new();
+    let file = world.dir.path().join("store.db");
+    world.store = Arc::new(SqliteStore::open(file).await.unwrap());
+    let authority = world.authority().await;
+    let services: Vec<String> = (0..10).map(|n| format!("s{n}")).collect();
+    let services: Vec<&str> = services.iter().map(String::as_str).collect();
+    let node = world.joined(&authority, "a", &services).await;
+    node.connected().await;
+    settle(&authority).await;
+    for folder in ["mesh/node/", "mesh/instances/"] {
+        let key = |n: &str| Key::new(format!("{folder}{n}")).unwrap();
+        let record = world.store.get(&key("a")).await.unwrap().expect("the node has joined").value;
+        for n in 1..1000 {
+            world.store.create(&key(&format!("node{n}")), record.clone()).await.unwrap();
+        }
+    }
+    let today = now() / 86_400 * 86_400;
+    let hours = (1..=31 * 24).map(|n| (today - n * LENGTH, LENGTH));
+    let days = (1..=366).map(|n| (today - n * 86_400, 86_400));
+    for (index, (start, length)) in hours.chain(days).enumerate() {
+        let entry = full_period(start, length).entry();
+        let entry = String::from_utf8(entry[2..].to_vec()).unwrap();
+        let record = json!({ "entry": entry, "index": index, "from": 0 }).to_string();
+        let key = Key::new(format!("claims/{length}-{start:010}")).unwrap();
+        world.store.create(&key, record.into()).await.unwrap();
+    }
+    let cpu = || {
+        let at = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+        at.tv_sec as f64 * 1e3 + at.tv_nsec as f64 / 1e6
+    };
+    for _ in 0..3 {
+        let before = cpu();
+        let facts = proof::collect(&authority, today - 366 * 86_400, now()).await.unwrap();
+        let took = cpu() - before;
+        assert_eq!((facts.nodes.len(), facts.periods.len()), (1000, 31 * 24 + 366));
+        let services: usize = facts.nodes.iter().map(|node| node.services.len()).sum();
+        println!("{took:8.1} ms  the facts: {} nodes, {services} services", facts.nodes.len());
+    }
+}
+
+/// A period with as many rows as one can have.
+fn full_period(start: u64, length: u64) -> MeshPeriod {
+    use wiretight_keys::claims::{Algorithm, Amount, Protocol};
+    let amount =
+        |n: usize| Amount { connections: 1000 - n as u64, bytes: 1_000_000_000 - n as u64 };
+    let mut period = MeshPeriod::new(start, length);
+    period.nodes = NodeCount { members: 1000, reported: 999 };
+    period.levels.strong = Amount { connections: 1 << 40, bytes: 1 << 50 };
+    let algorithm = |n: usize| Algorithm {
+        version: "TLS 1.3".into(),
+        key_exchange: format!("X25519MLKEM768-{n}"),
+        cipher: "TLS_AES_128_GCM_SHA256".into(),
+        post_quantum: true,
+        amount: amount(n),
+    };
+    period.algorithms = (0..24).map(algorithm).collect();
+    let protocol = |n: usize| Protocol {
+        protocol: format!("protocol-{n}"),
+        level: "strong".into(),
+        amount: amount(n),
+    };
+    period.protocols = (0..24).map(protocol).collect();
+    period
+}

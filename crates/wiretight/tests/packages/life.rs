@@ -51,12 +51,15 @@ fn a_fresh_debian_reaches_its_first_encrypted_query_and_lives_on() {
     installed_and_nothing_runs(&db);
     assert!(said.contains("Setting up wiretight"), "{said}");
     typed.on(&web, &install);
-    configure(&mut typed, &db, &web);
+    let offer = "--offer db=127.0.0.1:5432 --allow service/web";
+    typed.on(&db, &format!("wiretight init authority --trust-domain example.org {offer}"));
     typed.note("systemctl start wiretight");
     let mut db_node = db.start();
     wait_for("the authority runs", || db.status()["ready"].is_boolean());
     let token = typed.on(&db, "wiretight token create --node web1 --service web").out;
-    join(&mut typed, &web, &token);
+    let init = "wiretight init node --token - --use db=127.0.0.1:5432 --as web";
+    typed.note(init);
+    web.run_with(init, &token);
     typed.note("systemctl start wiretight");
     let mut web_node = web.start();
     let capture = Capture::start(&wire, &world, "wire");
@@ -67,7 +70,7 @@ fn a_fresh_debian_reaches_its_first_encrypted_query_and_lives_on() {
         "from a fresh system to the first encrypted query: {commands} commands\n{}",
         typed.commands.join("\n")
     ));
-    assert!(commands <= 9, "{commands} commands");
+    assert!(commands <= 8, "{commands} commands");
     let (plain, bytes) = capture.canaries();
     assert!(plain == 0 && bytes > 4000, "{plain} canaries in {bytes} bytes");
 
@@ -185,20 +188,6 @@ fn units_are_in_order(machine: &Machine) {
     assert!(ran.all().contains("'NoNewPrivilege'"), "{ran:?}");
     let line = "systemd-analyze security --no-pager --offline=yes --threshold=20 ./bad.service";
     assert_eq!(Ran::of(&mut machine.shell(line), "").code, Some(1));
-}
-
-fn configure(typed: &mut Typed, db: &Machine, _web: &Machine) {
-    let text = "[node]\nname = \"db1\"\ntrust_domain = \"example.org\"\n\n[authority]\nlisten = \"10.77.0.2:7400\"\n\n[[service]]\nname = \"db\"\nlisten = \"10.77.0.2:7432\"\nforward = \"127.0.0.1:5432\"\nallow = \"service/web\"\n";
-    typed.note("(the file /etc/wiretight/wiretight.toml)");
-    fs::write(db.inside("/etc/wiretight/wiretight.toml"), text).unwrap();
-}
-
-fn join(typed: &mut Typed, web: &Machine, token: &str) {
-    let text = "[node]\nname = \"web1\"\ntrust_domain = \"example.org\"\njoin_token_file = \"/etc/wiretight/token\"\n\n[[dial]]\nservice = \"db\"\nas = \"web\"\nlisten = \"127.0.0.1:5432\"\n";
-    typed.note("(the file /etc/wiretight/wiretight.toml, and the token)");
-    fs::write(web.inside("/etc/wiretight/wiretight.toml"), text).unwrap();
-    fs::write(web.inside("/etc/wiretight/token"), token).unwrap();
-    web.run("chown wiretight /etc/wiretight/token && chmod 600 /etc/wiretight/token");
 }
 
 /// A server of the host, in the machine's network, as its programs see it.

@@ -3,14 +3,15 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::process::Command;
 
 use super::rig::*;
 
 /// A response: status, head, body.
-struct Answer {
-    status: u16,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
     head: String,
-    body: String,
+    pub(crate) body: String,
 }
 
 impl Answer {
@@ -20,12 +21,23 @@ impl Answer {
     }
 }
 
-struct Browser {
-    at: SocketAddr,
-    cookie: String,
+pub(crate) struct Browser {
+    pub(crate) at: SocketAddr,
+    /// `NAME=VALUE`; empty without a session.
+    pub(crate) cookie: String,
 }
 
 impl Browser {
+    pub(crate) fn at(at: SocketAddr) -> Browser {
+        Browser { at, cookie: String::new() }
+    }
+
+    /// A new link to the console of a node.
+    pub(crate) fn link(node: &Node) -> String {
+        let printed = node.cli(&["console", "--print"]).good().out;
+        printed.lines().next().unwrap().to_owned()
+    }
+
     fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
         let mut socket = TcpStream::connect(self.at).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -42,18 +54,15 @@ impl Browser {
         socket.write_all(format!("{text}\r\n").as_bytes()).unwrap();
         let mut answer = Vec::new();
         socket.read_to_end(&mut answer).unwrap();
-        let answer = String::from_utf8_lossy(&answer).into_owned();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        Answer { status, head: head.into(), body: body.into() }
+        parsed(&String::from_utf8_lossy(&answer))
     }
 
-    fn get(&self, path: &str) -> Answer {
+    pub(crate) fn get(&self, path: &str) -> Answer {
         self.ask("GET", path, &[])
     }
 
     /// Follows a link to a session.
-    fn enter(&mut self, link: &str) {
+    pub(crate) fn enter(&mut self, link: &str) {
         let path = link.strip_prefix(&format!("http://{}", self.at)).unwrap();
         let answer = self.get(path);
         assert_eq!(answer.status, 200, "{}", answer.body);
@@ -66,16 +75,22 @@ impl Browser {
     }
 }
 
+fn parsed(answer: &str) -> Answer {
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    Answer { status, head: head.into(), body: body.into() }
+}
+
 #[test]
 fn the_console_shows_the_mesh_to_those_with_a_link_and_to_nobody_else() {
-    let (world, listen) = (World::new(), free());
-    let auth = world.authority(&format!("[console]\nlisten = \"{listen}\"\n"));
-    let _db = world.joined(&auth, "db1", &["db"], "");
-    let link = || {
-        let printed = auth.cli(&["console", "--print"]).good().out;
-        printed.lines().next().unwrap().to_owned()
-    };
-    let mut browser = Browser { at: listen, cookie: String::new() };
+    let (world, listen, https) = (World::new(), free(), free());
+    let mut auth = world.authority(&format!(
+        "[console]\nlisten = \"{listen}\"\n[edge]\nhttps = \"{https}\"\nhttp = []\nhttp3 = false\n\
+         [[site]]\nnames = [\"{SITE}\"]\nto = \"{listen}\"\nacme = \"internal\"\nclients = [\"node/db1\"]\n\
+         [[site]]\nnames = [\"open.corp.internal\"]\nto = \"{listen}\"\nacme = \"internal\"\n"
+    ));
+    let db = world.joined(&auth, "db1", &["db"], "");
+    let mut browser = Browser::at(listen);
 
     // Without a session.
     for path in ["/", "/nodes", "/log", "/log/entry/0/raw", "/enter/", "/enter/x", "/nowhere"] {
@@ -90,10 +105,10 @@ fn the_console_shows_the_mesh_to_those_with_a_link_and_to_nobody_else() {
     assert_eq!(stranger.get("/").status, 403);
 
     // A link works once.
-    let used = link();
+    let used = Browser::link(&auth);
     browser.enter(&used);
     let path = used.strip_prefix(&format!("http://{listen}")).unwrap();
-    let again = Browser { at: listen, cookie: String::new() }.get(path);
+    let again = Browser::at(listen).get(path);
     assert_eq!((again.status, again.header("set-cookie")), (403, None));
 
     let page = browser.get("/");
@@ -180,6 +195,139 @@ fn the_console_shows_the_mesh_to_those_with_a_link_and_to_nobody_else() {
     assert!(proof.body.contains(&format!("index {index}\n")), "{}", proof.body);
 
     // A node without a console has no links.
-    let other = _db.cli(&["console", "--print"]);
+    let other = db.cli(&["console", "--print"]);
     assert!(other.code == Some(1) && other.err.contains("add [console]"), "{other:?}");
+
+    what_is_no_page_is_refused(&browser);
+    through_the_edge(&world, &auth, &db, https);
+
+    // A session does not outlive the process.
+    assert_eq!(browser.get("/").status, 200, "the control");
+    auth.kill();
+    auth.start();
+    auth.ready();
+    assert_eq!(browser.get("/").status, 403);
+}
+
+const SITE: &str = "console.corp.internal";
+
+/// With a session.
+fn what_is_no_page_is_refused(browser: &Browser) {
+    for path in [
+        "/../../etc/passwd",
+        "/..%2f..%2fetc/passwd",
+        "/style.css/../../nodes",
+        "//evil.example/",
+        "/node/../auth",
+        "/node/%3Cscript%3E",
+        "/node/<script>alert(1)</script>",
+        "/service?server=<script>",
+        "/flow?node=auth&server=10.0.0.5:1&via=tcp&protocol=%00&level=weak",
+        "/scan?target=db1&address=10.0.0.5",
+        "/scan?target=%3Cscript%3E",
+        "/period?start=18446744073709551615&length=3600",
+        "/log/entry/18446744073709551615",
+        "/log/entry/-1",
+        "/log/entry/0/raw/x",
+        "/log/entry/0x0",
+        "/enter",
+    ] {
+        let answer = browser.get(path);
+        // Brackets must be escaped in a path.
+        let expected = if path.contains('<') { 400 } else { 404 };
+        assert_eq!(answer.status, expected, "{path}: {}", answer.body);
+        assert!(!answer.body.contains("<script"), "{path}: {}", answer.body);
+    }
+    // What is too long is refused or ignored, and what is odd is text.
+    let long = "x".repeat(8_000);
+    for (path, contains) in [
+        (format!("/services?q={long}"), "Services, and who talks to whom"),
+        ("/services?q=%3Cscript%3Ealert(1)%3C/script%3E".into(), "&lt;script&gt;alert(1)"),
+        ("/log?q=%22onfocus=alert(1)%20autofocus=%22".into(), "&quot;onfocus=alert(1)"),
+        ("/log?before=18446744073709551615".into(), "The log"),
+        ("/nodes?page=18446744073709551615&show=%00".into(), "nodes"),
+        ("/history?length=1".into(), "History"),
+    ] {
+        let answer = browser.get(&path);
+        assert_eq!(answer.status, 200, "{}: {}", &path[..path.len().min(99)], answer.body);
+        assert!(answer.body.contains(contains) && !answer.body.contains("<script"), "{path}");
+    }
+    // A longer head is not read to its end, so the connection may be reset.
+    let mut socket = TcpStream::connect(browser.at).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let head = format!("GET /?q={} HTTP/1.1\r\nHost: {}\r\n", "x".repeat(600_000), browser.at);
+    let _ = socket.write_all(head.as_bytes());
+    let mut answer = Vec::new();
+    let _ = socket.read_to_end(&mut answer);
+    assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 4"), "{answer:?}");
+    let cookies = format!("{}; a={}", browser.cookie, "x".repeat(5000));
+    let none = Browser { at: browser.at, cookie: String::new() };
+    assert_eq!(none.ask("GET", "/", &[("Cookie", &cookies)]).status, 403);
+    assert_eq!(none.ask("GET", "/", &[("Cookie", &browser.cookie)]).status, 200, "the control");
+}
+
+/// As a site of the edge, for one client certificate.
+fn through_the_edge(world: &World, auth: &Node, db: &Node, https: SocketAddr) {
+    if !has(&["curl"]) {
+        return;
+    }
+    for (node, dir) in [(db, "db-svid"), (auth, "auth-svid")] {
+        let out = world.path(dir);
+        node.cli(&["svid", "fetch", "--out", out.to_str().unwrap()]).good();
+    }
+    let jar = world.path("cookies");
+    let curl = |svid: Option<&str>, host: &str, path: &str| {
+        let mut curl = Command::new("curl");
+        let port = https.port();
+        curl.args([
+            "-sSi",
+            "-m",
+            "30",
+            "--http1.1",
+            "--resolve",
+            &format!("{host}:{port}:127.0.0.1"),
+        ]);
+        curl.arg("--cacert")
+            .arg(world.path("db-svid/bundle.pem"))
+            .arg("-b")
+            .arg(&jar)
+            .arg("-c")
+            .arg(&jar);
+        if let Some(svid) = svid {
+            curl.arg("--cert").arg(world.path(svid).join("svid.pem"));
+            curl.arg("--key").arg(world.path(svid).join("key.pem"));
+        }
+        Ran::of(curl.arg(format!("https://{host}:{port}{path}")), "")
+    };
+    let printed = auth.cli(&["console", "--print"]).good().out;
+    let start = format!("or https://{SITE}:{}/enter/", https.port());
+    let link = printed.lines().find_map(|line| line.strip_prefix(&start));
+    let link = format!("/enter/{}", link.unwrap_or_else(|| panic!("{start} is not in {printed}")));
+    assert!(!printed.contains("open.corp.internal"), "{printed}");
+
+    wait_for("the site has its certificate", || curl(Some("db-svid"), SITE, "/").code == Some(0));
+    // Without a certificate there is no connection, and that of another node is refused, also with the link.
+    for path in ["/", &link] {
+        let none = curl(None, SITE, path);
+        assert!(none.code != Some(0) && none.out.is_empty(), "{path}: {none:?}");
+        let other = curl(Some("auth-svid"), SITE, path);
+        assert!(other.out.is_empty() || other.out.starts_with("HTTP/1.1 403 "), "{other:?}");
+        assert!(!other.out.contains("onsole") && !other.out.contains("set-cookie"), "{other:?}");
+    }
+    // With it, a session is needed as well.
+    let answer = parsed(&curl(Some("db-svid"), SITE, "/").good().out);
+    assert!(answer.status == 403 && answer.body.contains("Open the console by its link"));
+    let answer = parsed(&curl(Some("db-svid"), SITE, &link).good().out);
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    let cookie = answer.header("set-cookie").unwrap();
+    assert!(cookie.ends_with("; Path=/; HttpOnly; SameSite=Strict; Secure"), "{cookie}");
+    let answer = parsed(&curl(Some("db-svid"), SITE, "/nodes").good().out);
+    assert!(answer.status == 200 && answer.body.contains("db1"), "{}", answer.body);
+    assert!(answer.header("content-security-policy").unwrap().starts_with("default-src 'none'"));
+    // The session does not replace the certificate.
+    let answer = curl(None, SITE, "/nodes");
+    assert!(answer.code != Some(0) && answer.out.is_empty(), "{answer:?}");
+    // A site for everybody does not lead to the console.
+    let answer = parsed(&curl(None, "open.corp.internal", "/nodes").good().out);
+    assert_eq!(answer.status, 421, "{}", answer.body);
 }

@@ -1,7 +1,8 @@
-//! A mesh of five nodes on one wire: the hour that is logged, and what the authority knows of each node, equal what a
-//! capture of the wire says, within the `unknown` that is shown. One node is silent, and one lies.
+//! A mesh of six nodes on one wire: the hour that is logged, and what the authority knows of each node, equal what a
+//! capture of the wire says, within the `unknown` that is shown. One node is silent, one lies, and one has a wrong clock:
+//! what is claimed then is as SECURITY.md says. What is published of it names nothing of the mesh.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -28,12 +29,51 @@ const EDGES: u64 = 64 << 10;
 
 type Levels = BTreeMap<Level, Count>;
 
+/// By how much the wrong clock is ahead of the others, in seconds: more than what is left of the hour.
+const WRONG: i64 = 670;
+/// The name of the file, the host that clients ask for, and what is in the file.
+const PATH: &str = "platypus-file";
+const HOST: &str = "echidna.internal";
+const CONTENT: &str = "numbat's secret\n";
+
 /// A web server on a machine.
-fn web(world: &World, ns: &str, at: &str, port: u16) -> Kid {
-    let mut python = Command::new("python3");
-    python.args(["-m", "http.server", "--bind", at, &port.to_string(), "--directory"]);
-    python.arg(world.path("www"));
-    Kid::start(&mut within(Some(ns), python), &world.path(&format!("http-{ns}.log")))
+fn web(world: &World, ns: &str, at: &str, port: u16, group: Option<&Group>) -> Kid {
+    let join =
+        group.map_or(String::new(), |g| format!("echo $$ > {}/cgroup.procs;", g.0.display()));
+    let www = world.path("www");
+    let serve = format!(
+        "{join} exec python3 -m http.server --bind {at} {port} --directory {}",
+        www.display()
+    );
+    let mut sh = Command::new("sh");
+    sh.args(["-ec", &serve]);
+    Kid::start(&mut within(Some(ns), sh), &world.path(&format!("http-{ns}.log")))
+}
+
+/// All texts below a value with one of these names.
+fn texts(value: &Value, names: &[&str], found: &mut BTreeSet<String>) {
+    match value {
+        Value::Array(all) => all.iter().for_each(|value| texts(value, names, found)),
+        Value::Object(all) => {
+            for (name, value) in all {
+                match value {
+                    Value::String(text) if names.contains(&name.as_str()) => {
+                        found.insert(text.clone());
+                    }
+                    value => texts(value, names, found),
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Everything in a folder.
+fn published(dir: &Path) -> String {
+    let files = fs::read_dir(dir).unwrap().map(|file| file.unwrap().path());
+    files
+        .map(|file| format!("{}\n{}\n", file.display(), fs::read_to_string(&file).unwrap()))
+        .collect()
 }
 
 /// A TLS server that serves files.
@@ -93,7 +133,7 @@ fn captured(file: &Path) -> (Levels, BTreeMap<String, u64>) {
     (levels, connections)
 }
 
-/// About 60 s, nearly all of it waiting: nodes add up what they have counted every 10 s, the end of the hour passes without
+/// About 70 s, nearly all of it waiting: nodes add up what they have counted every 10 s, the end of the hour passes without
 /// a step of the clock, and nodes send the hour and the authority logs it within 15 s.
 #[test]
 fn the_totals_of_a_mesh_are_what_is_on_the_wire_within_the_unknown_that_is_shown() {
@@ -110,58 +150,71 @@ fn the_totals_of_a_mesh_are_what_is_on_the_wire_within_the_unknown_that_is_shown
         wire.add(3),
         wire.add(4),
         wire.add(5),
+        wire.add(6),
         wire.add(9),
     ];
-    let [app, auth_at, db, silent_at, liar_at, foreign] = &spaces;
+    let [app, auth_at, db, silent_at, liar_at, wrong_at, foreign] = &spaces;
     fs::create_dir(world.path("www")).unwrap();
-    fs::write(world.path("www").join("file"), vec![b'x'; FILE]).unwrap();
+    fs::write(world.path("www").join(PATH), CONTENT.repeat(FILE / CONTENT.len())).unwrap();
+    let group = Group::new("bettong");
     let mut openssl = Command::new("openssl");
     openssl.args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]);
     openssl.args(["-subj", "/CN=x.test", "-keyout"]).arg(world.path("key"));
     Ran::of(openssl.arg("-out").arg(world.path("cert")), "").good();
     let _servers = [
-        web(&world, auth_at, "127.0.0.1", 8080),
-        web(&world, db, "10.77.0.3", 80),
-        web(&world, foreign, "10.77.0.9", 80),
+        web(&world, auth_at, "127.0.0.1", 8080, None),
+        web(&world, db, "10.77.0.3", 80, group.as_ref()),
+        web(&world, foreign, "10.77.0.9", 80, None),
         tls(&world, foreign, 443, &["-tls1_2", "-cipher", "AES128-SHA"]),
         tls(&world, foreign, 8443, &["-tls1_3", "-groups", "X25519"]),
     ];
+    // Names are not resolved.
+    let foreign_host = format!("{HOST}:443:10.77.0.9:443");
     let curl = |ns: &str, more: &[&str], url: &str| {
-        let args = [&["-sSk", "-m", "20", "-o", "/dev/null"][..], more, &[url]].concat();
-        run(ns, "curl", &args)
+        let url = format!("{url}/{PATH}");
+        let args = ["-sSk", "-m", "20", "-o", "/dev/null", "--connect-to", &foreign_host];
+        run(ns, "curl", &[&args[..], more, &[url.as_str()]].concat())
     };
+    let secret = format!("https://{HOST}");
+    let secret = secret.as_str();
     let weak = ["--tls-max", "1.2", "--ciphers", "AES128-SHA"];
     wait_for("the servers listen", || {
         let on_foreign = |more: &[&str], url: &str| curl(app, more, url).code == Some(0);
-        on_foreign(&[], "http://10.77.0.9/file")
-            && on_foreign(&[], "http://10.77.0.3/file")
-            && on_foreign(&weak, "https://10.77.0.9/file")
-            && on_foreign(&[], "https://10.77.0.9:8443/file")
+        on_foreign(&[], "http://10.77.0.9")
+            && on_foreign(&[], "http://10.77.0.3")
+            && on_foreign(&weak, secret)
+            && on_foreign(&[], "https://10.77.0.9:8443")
     });
 
     // Every clock of the mesh says that ten minutes of this hour are left.
     let hour = now() / HOUR * HOUR + HOUR;
     let ahead = (hour + HOUR - 600 - now()) as i64;
-    let clocked = |node: &mut Node, ns: &str| {
+    let clocked = |node: &mut Node, ns: &str, ahead: i64| {
         let clock = Clock::in_folder(node.file().parent().unwrap());
         clock.set(ahead);
         node.env = clock.env();
         node.netns = Some(ns.to_owned());
         clock
     };
-    let service = "[[service]]\nname = \"web\"\nlisten = \"10.77.0.2:7080\"\nforward = \"127.0.0.1:8080\"\nallow = [\"node/app\"]\n";
-    let mut auth = world
-        .node("auth", &format!("[authority]\nlisten = \"10.77.0.2:7400\"\n{service}[watch]\n"));
-    let mut clocks = vec![clocked(&mut auth, auth_at)];
+    let service = "[[service]]\nname = \"wombat\"\nlisten = \"10.77.0.2:7080\"\nforward = \"127.0.0.1:8080\"\nallow = [\"node/bilby\"]\n";
+    let folder = world.path("srv").join("proof");
+    fs::create_dir(world.path("srv")).unwrap();
+    let sections = |more: &str| {
+        format!(
+            "[authority]\nlisten = \"10.77.0.2:7400\"\n{service}[watch]\n[publish]\ndir = {folder:?}\n{more}"
+        )
+    };
+    let mut auth = world.node("quoll", &sections(""));
+    let mut clocks = vec![clocked(&mut auth, auth_at, ahead)];
     let captures: Vec<Capture> =
-        ["v1", "v2", "v3"].map(|port| Capture::at(port, &wire, &world, port)).into();
+        ["v1", "v2", "v3", "v6"].map(|port| Capture::at(port, &wire, &world, port)).into();
     auth.start();
     auth.ready();
-    let dial = "[[dial]]\nlisten = \"127.0.0.1:8080\"\nservice = \"web\"\n[watch]\n";
-    let mut join = |name: &str, ns: &str, sections: &str, planted: &[Value]| {
+    let dial = "[[dial]]\nlisten = \"127.0.0.1:8080\"\nservice = \"wombat\"\n[watch]\n";
+    let mut join = |name: &str, ns: &str, ahead: i64, sections: &str, planted: &[Value]| {
         let mut node = world.node(name, sections);
         fs::write(node.token_file(), auth.token(name, &[])).unwrap();
-        clocks.push(clocked(&mut node, ns));
+        clocks.push(clocked(&mut node, ns, ahead));
         if !planted.is_empty() {
             plant(&node, planted);
         }
@@ -174,30 +227,34 @@ fn the_totals_of_a_mesh_are_what_is_on_the_wire_within_the_unknown_that_is_shown
         "shares": [{"way": "out", "level": "strong", "grade": "seen", "protocol": "tls", "connections": 9, "bytes": LIE}],
         "algorithms": [{"version": "TLS 1.3", "key_exchange": "X25519MLKEM768", "cipher": "TLS_AES_128_GCM_SHA256", "post_quantum": true, "connections": 9, "bytes": LIE}],
     });
-    let app_node = join("app", app, dial, &[]);
-    let db_node = join("db", db, "[watch]\n", &[]);
-    let silent = join("silent", silent_at, "", &[]);
-    let liar = join("liar", liar_at, "[watch]\n", &[lie]);
-    app_node.knows("web");
-    let nodes = [&app_node, &auth, &db_node, &liar];
+    let app_node = join("bilby", app, ahead, dial, &[]);
+    let db_node = join("dingo", db, ahead, "[watch]\n", &[]);
+    let silent = join("koala", silent_at, ahead, "", &[]);
+    let liar = join("galah", liar_at, ahead, "[watch]\n", &[lie]);
+    // By its clock the hour is over. It had nothing to do until then.
+    let quiet = json!({ "start": hour, "watched_seconds": 2900, "shares": [] });
+    let wrong = join("cassowary", wrong_at, ahead + WRONG, "[watch]\n", &[quiet]);
+    app_node.knows("wombat");
+    let nodes = [&app_node, &auth, &db_node, &liar, &wrong];
     for node in nodes {
         wait_for(&format!("{} watches", node.name), || node.status()["watch"]["since"].is_u64());
     }
 
     // Relay, plaintext within the mesh and to a foreign machine, weak TLS, and TLS without a post-quantum key exchange.
     for (ns, more, url) in [
-        (app, &[][..], "http://127.0.0.1:8080/file"),
-        (app, &[][..], "http://10.77.0.3/file"),
-        (app, &[][..], "http://10.77.0.9/file"),
-        (db, &weak[..], "https://10.77.0.9/file"),
-        (db, &[][..], "https://10.77.0.9:8443/file"),
+        (app, &[][..], "http://127.0.0.1:8080"),
+        (app, &[][..], "http://10.77.0.3"),
+        (app, &[][..], "http://10.77.0.9"),
+        (db, &weak[..], secret),
+        (db, &[][..], "https://10.77.0.9:8443"),
+        (wrong_at, &[][..], "http://10.77.0.9"),
     ] {
         curl(ns, more, url).good();
     }
     // Nobody hears of this.
-    curl(silent_at, &[], "http://10.77.0.9/file").good();
+    curl(silent_at, &[], "http://10.77.0.9").good();
     let bytes = |totals: &Totals, level: Level| totals.by_level()[&level].bytes;
-    let file = FILE as u64;
+    let file = (FILE / CONTENT.len() * CONTENT.len()) as u64;
     let expected: [(&Node, &[(Level, u64)]); 3] = [
         (&app_node, &[(Level::Strong, file), (Level::Plaintext, 2 * file)]),
         (&auth, &[(Level::Strong, file)]),
@@ -209,6 +266,19 @@ fn the_totals_of_a_mesh_are_what_is_on_the_wire_within_the_unknown_that_is_shown
             levels.iter().all(|(level, least)| bytes(&totals, *level) >= *least)
         });
     }
+    // The node with the wrong clock counts it in the next hour.
+    wait_for("it is counted in the next hour", || {
+        bytes(&counted(&wrong, hour + HOUR), Level::Plaintext) >= file
+    });
+    assert_eq!(bytes(&counted(&wrong, hour), Level::Plaintext), 0);
+    // What nodes know that must not be published. (`None`: this machine has no control groups of version 2.)
+    let known: Vec<Value> = nodes
+        .iter()
+        .map(|node| node.http("POST", "/v1/watch", r#"{"rows":1000}"#).unwrap())
+        .map(|(_, body)| serde_json::from_str(&body).unwrap())
+        .collect();
+    let program = group.as_ref().map(Group::name);
+
     let captured: Vec<_> = captures
         .into_iter()
         .map(|capture| {
@@ -222,17 +292,19 @@ fn the_totals_of_a_mesh_are_what_is_on_the_wire_within_the_unknown_that_is_shown
     let end = hour + HOUR;
     let before = |seconds: u64| (end - now()) as i64 - seconds as i64;
     let ahead = before(15);
+    let (wrong_clock, clocks) = clocks.split_last().unwrap();
     clocks.iter().for_each(|clock| clock.set(ahead));
+    wrong_clock.set(ahead + WRONG);
     std::thread::sleep(Duration::from_secs(18));
     // A node sends an hour a minute after its end. The authority's clock may be set by less than a minute.
     let (of_authority, others) = clocks.split_first().unwrap();
     others.iter().for_each(|clock| clock.set(ahead + 70));
     of_authority.set(ahead + 58);
     let sent = || hours(&auth, true, hour);
-    wait_for("the hour of four nodes is at the authority", || sent().len() == 4);
+    wait_for("the hour of five nodes is at the authority", || sent().len() == 5);
     let sent = sent();
-    assert!(!sent.contains_key("silent"), "{sent:?}");
-    for (node, (wire, connections)) in ["app", "auth", "db"].into_iter().zip(&captured) {
+    assert!(!sent.contains_key("koala"), "{sent:?}");
+    for (node, (wire, connections)) in ["bilby", "quoll", "dingo"].into_iter().zip(&captured) {
         let [of] = &sent[node][..] else { panic!("{node}: {:?}", sent[node]) };
         let claimed = of.totals.by_level();
         say(format!("{node}: claimed {claimed:?}\n{node}: captured {wire:?}"));
@@ -264,21 +336,67 @@ fn the_totals_of_a_mesh_are_what_is_on_the_wire_within_the_unknown_that_is_shown
         });
         same.map(|share| share.count.bytes).sum()
     };
-    assert!(negotiated("app", "TLS 1.3", true) > file);
-    assert!(negotiated("db", "TLS 1.2", false) > file && negotiated("db", "TLS 1.3", false) > file);
+    assert!(negotiated("bilby", "TLS 1.3", true) > file);
+    let weak_and_not =
+        [negotiated("dingo", "TLS 1.2", false), negotiated("dingo", "TLS 1.3", false)];
+    assert!(weak_and_not.iter().all(|bytes| *bytes > file), "{weak_and_not:?}");
 
     // The lie is believed, but is only the liar's.
     let claimed = |node: &str| sent[node][0].totals.by_level()[&Level::Strong].bytes;
-    assert!(claimed("liar") >= LIE && ["app", "auth", "db"].iter().all(|n| claimed(n) < 2 * file));
+    let honest = ["bilby", "quoll", "dingo"];
+    assert!(claimed("galah") >= LIE && honest.iter().all(|n| claimed(n) < 2 * file));
+    // A clock that is ahead: the plaintext was on the wire in this hour, and no page of it shows that.
+    let plaintext = |node: &str| sent[node][0].totals.by_level()[&Level::Plaintext].bytes;
+    assert!(captured[3].0[&Level::Plaintext].bytes >= file && plaintext("cassowary") == 0);
 
     // What is logged is the sum of that.
     wait_for("the hour is logged", || auth.status()["claims"]["logged"] == 1);
     assert!(silent.status()["ready"].as_bool().unwrap());
+
+    // The folder is written again, with that hour.
+    let facts = || fs::read_to_string(folder.join("facts.json")).unwrap_or_default();
+    let facts = || serde_json::from_str::<Value>(&facts()).unwrap_or_default();
+    wait_for("the hour is published", || facts()["windows"]["day"]["periods"] == 1);
+    let facts = facts();
+    let by_default = published(&folder);
+    auth.write(&sections("public_services = true\n"));
+    auth.cli(&["reload"]).good();
+    wait_for("services are published", || published(&folder).contains("wombat"));
+    let with_services = published(&folder);
+    let members = auth.http("GET", "/v1/nodes", "").unwrap().1;
     auth.kill();
     let period = logged(&auth, hour);
-    assert_eq!((period.nodes.members, period.nodes.reported), (5, 4));
+    assert_eq!(facts["windows"]["day"]["levels"], serde_json::to_value(period.levels).unwrap());
+    assert_eq!(facts["gaps"]["rows"][0]["silent"], 1);
+    assert!(by_default.contains("1 machine did not report"), "the page says it, too");
+
+    // Nothing of the mesh is named. The control: the nodes know all of it.
+    let mut private: BTreeSet<String> = ["bilby", "quoll", "dingo", "koala", "galah", "cassowary"]
+        .into_iter()
+        .chain(["wombat", "10.77.0.", HOST, PATH])
+        .map(str::to_owned)
+        .collect();
+    let known = format!("{members}{}", json!(known));
+    private.extend(program);
+    let mut names = BTreeSet::new();
+    texts(&serde_json::from_str(&known[members.len()..]).unwrap(), &["server_name"], &mut names);
+    assert!(names.contains(HOST), "{names:?}");
+    private.extend(names);
+    for name in &private {
+        assert!(known.contains(name.as_str()), "{name} is not known: {known}");
+    }
+    let on_the_wire = fs::read(world.path("v1.pcap")).unwrap();
+    let content = CONTENT.trim().as_bytes();
+    assert!(on_the_wire.windows(content.len()).any(|bytes| bytes == content));
+    private.insert(CONTENT.trim().to_owned());
+    let found = |text: &str| -> Vec<&str> {
+        private.iter().map(String::as_str).filter(|name| text.contains(name)).collect()
+    };
+    assert_eq!(found(&by_default), [""; 0]);
+    assert_eq!(found(&with_services), ["wombat"]);
+
     let summed =
-        |level: Level| -> u64 { captured.iter().map(|(wire, _)| wire[&level].bytes).sum() };
+        |level: Level| -> u64 { captured[..3].iter().map(|(wire, _)| wire[&level].bytes).sum() };
     let levels = period.levels;
     for (level, claim, lie) in [
         (Level::Plaintext, levels.plaintext, 0),

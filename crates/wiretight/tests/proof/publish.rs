@@ -303,7 +303,7 @@ fn where_nothing_was_measured_the_page_says_so_and_claims_nothing() {
     let facts = json(&folder, "facts.json");
     assert_eq!((&facts["headline"], &facts["windows"]["day"]), (&Value::Null, &Value::Null));
     let page = folder.file("index.html").unwrap();
-    assert!(page.contains("Nothing has been measured yet"));
+    assert!(page.contains("The log has no hour"));
     assert!(!page.contains(" %"), "a share of nothing");
     // Watched, but without any traffic: no share either.
     let mut sample = Sample::new(2, ROWS);
@@ -458,7 +458,7 @@ fn the_authority_keeps_the_folder_up_to_date_and_the_command_writes_another() {
     let node = world.authority(&publish("Quokkas"));
     let page = |dir: &Path| fs::read_to_string(dir.join("index.html")).unwrap_or_default();
     wait_for("the folder is there", || dir.join("publication.json").exists());
-    assert!(page(&dir).contains("<h1>Quokkas</h1>") && page(&dir).contains("Nothing has been"));
+    assert!(page(&dir).contains("<h1>Quokkas</h1>") && page(&dir).contains("The log has no hour"));
     let published = || node.status()["publish"].clone();
     wait_for("the status says so", || published()["published_at"].is_u64());
     let first = published();

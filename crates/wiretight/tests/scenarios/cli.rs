@@ -23,6 +23,7 @@ fn every_verb_explains_itself() {
     };
     let all = verbs(&help(&[]));
     for verb in [
+        "init",
         "run",
         "check",
         "status",
@@ -52,50 +53,6 @@ fn every_verb_explains_itself() {
     assert_eq!(wrong.code, Some(2), "{wrong:?}");
     let version = Ran::of(wiretight().arg("--version"), "").good();
     assert_eq!(version.out, format!("wiretight {}\n", env!("CARGO_PKG_VERSION")));
-}
-
-#[test]
-fn completions_and_manual_pages_are_generated() {
-    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
-        let made = Ran::of(wiretight().args(["completions", shell]), "").good();
-        assert!(made.out.len() > 1000 && made.out.contains("wiretight"), "{shell}: {}", made.out);
-        for hidden in ["rules-keeper", "dns-hook"] {
-            assert!(!made.out.contains(hidden), "{shell}: {hidden} is no verb of an operator's");
-        }
-        // Values of options are completed, and arguments where the shell's script can.
-        let of_options = ["sarif", "acceptable", "bcp195"];
-        let of_verbs = ["strict", "prepare-root"];
-        let (options, verbs) = match shell {
-            "bash" | "zsh" => (&of_options[..], &of_verbs[..]),
-            "fish" => (&of_options[..], &[][..]),
-            _ => (&[][..], &[][..]),
-        };
-        for value in options.iter().chain(verbs) {
-            assert!(made.out.contains(value), "{shell}: {value}");
-        }
-    }
-    let world = World::new();
-    let dir = world.path("man/man1");
-    Ran::of(wiretight().arg("man").arg(&dir), "").good();
-    let pages: Vec<_> = fs::read_dir(&dir).unwrap().flatten().map(|e| e.file_name()).collect();
-    for page in ["wiretight.1", "wiretight-run.1", "wiretight-token-create.1", "wiretight-demo.1"] {
-        assert!(pages.iter().any(|p| p == page), "no {page} in {pages:?}");
-    }
-    let page = fs::read_to_string(dir.join("wiretight.1")).unwrap();
-    assert!(page.contains(".TH wiretight 1"), "{page}");
-    for page in pages.iter().map(|page| dir.join(page)) {
-        let text = fs::read_to_string(&page).unwrap();
-        assert!(
-            !text.contains("EXTRA") && !text.contains("rules\\-keeper"),
-            "{}: {text}",
-            page.display()
-        );
-    }
-    // Each example stays on one line.
-    let page = fs::read_to_string(dir.join("wiretight-mode.1")).unwrap();
-    let examples = page.split(".SH \"EXAMPLES\"\n.nf\n").nth(1).unwrap();
-    assert!(examples.lines().any(|line| line.starts_with("wiretight mode confirm  ")), "{page}");
-    assert!(page.contains(".SH \"EXIT STATUS\""), "{page}");
 }
 
 /// A command ends silently when its output is closed.
@@ -427,10 +384,12 @@ pub(crate) fn openmetrics(text: &str) -> BTreeMap<String, f64> {
         }
         let (name, value) = line.rsplit_once(' ').unwrap_or_else(|| panic!("{line}"));
         let family = name.split('{').next().unwrap();
-        let known = match family.strip_suffix("_total") {
-            Some(base) => kinds.get(base) == Some(&"counter"),
-            None => kinds.get(family) == Some(&"gauge"),
+        let is = |suffix: &str, kind: &str| {
+            family.strip_suffix(suffix).is_some_and(|base| kinds.get(base) == Some(&kind))
         };
+        let known = is("_total", "counter")
+            || is("", "gauge")
+            || ["_bucket", "_sum", "_count"].iter().any(|suffix| is(suffix, "histogram"));
         assert!(known, "no TYPE for {line}");
         if let Some(labels) = name.strip_prefix(family).filter(|l| !l.is_empty()) {
             let labels = labels.strip_prefix('{').and_then(|l| l.strip_suffix('}'));
@@ -472,9 +431,19 @@ fn metrics_are_valid_openmetrics_and_count() {
         let handshakes = of(&m, "handshakes_total", side);
         assert!((1.0..8.0).contains(&handshakes), "connections are not used again: {handshakes}");
         assert_eq!(of(&m, "sessions_failed_total", side), 0.0);
+        assert_eq!(of(&m, "session_open_duration_seconds_count", side), 8.0);
+        let shaken = of(&m, "handshake_duration_seconds_count", side);
+        assert!(shaken >= handshakes && shaken < 8.0, "{shaken} {handshakes}");
+        // A service connects to its backend for each session, a dial to its peer for each handshake.
+        let connects = of(&m, "connect_duration_seconds_count", side);
+        assert!(if side == "dial" { connects >= handshakes } else { connects == 8.0 });
+        assert!((1e-6..8.0).contains(&of(&m, "session_open_duration_seconds_sum", side)));
         assert_eq!(m["wiretight_ready"], 1.0);
         assert_eq!(m["wiretight_authority_connected"], 1.0);
-        assert!(m.keys().any(|k| k.starts_with("wiretight_svid_not_after_seconds{id=")), "{m:#?}");
+        assert!(
+            m.keys().any(|k| k.starts_with("wiretight_svid_not_after_timestamp_seconds{id=")),
+            "{m:#?}"
+        );
     }
 }
 

@@ -2,7 +2,6 @@
 //! Each is a separate network namespace, and the wire is captured.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -176,33 +175,6 @@ fn unmodified_programs_are_encrypted_and_send_no_plaintext() {
     let capture = Capture::start(&wire, &world, "down");
     wait_for("plaintext passes again", || curl(SERVER[0], 8081).is_some());
     assert!(capture.canaries().0 > 0);
-}
-
-/// A control group (v2) for a program of this test; removed when dropped.
-pub(super) struct Group(pub(super) PathBuf);
-
-impl Group {
-    pub(super) fn new(program: &str) -> Option<Group> {
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let root = mounts.lines().find(|l| l.contains(" - cgroup2 "))?.split(' ').nth(4)?;
-        let name = format!("wiretight-test-{}-{program}.service", std::process::id());
-        let path = Path::new(root).join(name);
-        fs::create_dir(&path).ok()?;
-        Some(Group(path))
-    }
-
-    pub(super) fn name(&self) -> String {
-        self.0.file_name().unwrap().to_string_lossy().into()
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        let end = Instant::now() + ms(5000);
-        while fs::remove_dir(&self.0).is_err() && Instant::now() < end {
-            std::thread::sleep(ms(20));
-        }
-    }
 }
 
 /// Sends a line to the outsider and gets it back, repeatedly, whatever happens.
@@ -437,7 +409,7 @@ fn a_mesh_with_one_outsider_goes_from_observe_to_strict_and_back_despite_failure
         ("wiretight_intercept_rules_in_force", 1.0),
         ("wiretight_intercept_keeper_alive", 1.0),
         ("wiretight_intercept_trial", 0.0),
-        ("wiretight_intercept_mended_total", 0.0),
+        ("wiretight_intercept_restored_total", 0.0),
     ] {
         assert_eq!(metrics.get(name), Some(&value), "{name}: {metrics:#?}");
     }

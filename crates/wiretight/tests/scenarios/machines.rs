@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::time::Instant;
 
 use rustix::process::Signal;
 
@@ -152,6 +153,33 @@ pub(super) fn run(ns: &str, program: &str, args: &[&str]) -> Ran {
     let mut command = Command::new(find(program).unwrap());
     command.args(args);
     Ran::of(&mut within(Some(ns), command), "")
+}
+
+/// A control group (v2) for a program of this test; removed when dropped.
+pub(super) struct Group(pub(super) PathBuf);
+
+impl Group {
+    pub(super) fn new(program: &str) -> Option<Group> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let root = mounts.lines().find(|l| l.contains(" - cgroup2 "))?.split(' ').nth(4)?;
+        let name = format!("wiretight-test-{}-{program}.service", std::process::id());
+        let path = Path::new(root).join(name);
+        fs::create_dir(&path).ok()?;
+        Some(Group(path))
+    }
+
+    pub(super) fn name(&self) -> String {
+        self.0.file_name().unwrap().to_string_lossy().into()
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let end = Instant::now() + ms(5000);
+        while fs::remove_dir(&self.0).is_err() && Instant::now() < end {
+            std::thread::sleep(ms(20));
+        }
+    }
 }
 
 /// A separate clock for a process, which can be set while the process is running.

@@ -6,6 +6,7 @@ use std::process::Command;
 
 use serde_json::json;
 
+use super::cli::openmetrics;
 use super::rig::*;
 
 /// Checks that nothing was changed, as there was no terminal to ask for confirmation.
@@ -188,15 +189,20 @@ fn an_edge_without_a_mesh_is_ready_and_needs_no_token() {
     node.start();
     node.ready();
     wait_port(http);
+    let checked = node.cli(&["check", "--no-files"]).good();
+    assert!(checked.out.ends_with(": node edge1, 1 site; no mesh needed\n"), "{checked:?}");
+    // Nothing speaks of a mesh or of an authority.
     let status = node.cli(&["status"]).good();
-    assert!(
-        status.out.contains(": ready,") && status.out.contains("authority: none"),
-        "{status:?}"
-    );
+    assert!(status.out.starts_with("node edge1: ready, up"), "{status:?}");
+    assert!(!status.out.contains("authority") && !status.out.contains("mesh"), "{status:?}");
+    let metrics = openmetrics(&node.probe("/metrics").unwrap().1);
+    assert_eq!(metrics["wiretight_ready"], 1.0);
+    assert!(!metrics.contains_key("wiretight_authority_connected"), "{metrics:#?}");
     let renew = node.cli(&["svid", "renew"]);
     assert!(renew.code == Some(1) && renew.err.contains("has not joined a mesh"), "{renew:?}");
     std::thread::sleep(ms(1000));
     let log = node.log();
+    assert!(log.contains("this node is ready"), "{log}");
     assert!(!log.contains("token") && !log.contains("trying again"), "{log}");
 
     // The control: a node that needs an identity is not ready without one.
@@ -207,6 +213,9 @@ fn an_edge_without_a_mesh_is_ready_and_needs_no_token() {
         "it reports what is missing",
         || matches!(node.probe("/readyz"), Ok((503, why)) if why.contains("join token")),
     );
+    let metrics = openmetrics(&node.probe("/metrics").unwrap().1);
+    assert_eq!(metrics["wiretight_authority_connected"], 0.0);
+    assert_eq!(node.log().matches("this node is ready").count(), 1);
 }
 
 #[test]

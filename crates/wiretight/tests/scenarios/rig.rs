@@ -487,7 +487,7 @@ fn http(
     let length = body.len();
     write!(
         socket,
-        "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+        "{method} {path} HTTP/1.1\r\nhost: localhost\r\naccept: application/openmetrics-text, */*\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
     )?;
     let mut answer = String::new();
     socket.read_to_string(&mut answer)?;

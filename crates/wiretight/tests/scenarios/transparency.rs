@@ -549,7 +549,7 @@ fn a_node_out_of_contact_for_too_long_closes_its_connections_and_recovers() {
     // The last message of the authority may have been its last ping, 20 s before.
     assert!(cut > Duration::from_secs(35), "cut after {cut:?}");
     for node in [&db, &app] {
-        wait_for("both ends have no news", || metric(node, "wiretight_without_news") == 1);
+        wait_for("both ends have no news", || metric(node, "wiretight_out_of_contact") == 1);
         let status = node.status();
         assert_eq!(status["transparency"]["without_news"], true, "{status:#}");
         assert!(
@@ -566,7 +566,7 @@ fn a_node_out_of_contact_for_too_long_closes_its_connections_and_recovers() {
     auth.ready();
     wait_for("connections are made again", || once(entry).is_ok());
     for node in [&db, &app] {
-        wait_for("there is news", || metric(node, "wiretight_without_news") == 0);
+        wait_for("there is news", || metric(node, "wiretight_out_of_contact") == 0);
     }
     say(format!(
         "authority gone, max_staleness 60 s: cut after {:.1} s; back {:.1} s after its start",

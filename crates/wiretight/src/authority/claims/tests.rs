@@ -360,6 +360,44 @@ fn algorithms_of_all_nodes_are_added_up() {
 }
 
 #[test]
+fn names_that_a_node_invents_are_not_logged() {
+    let mut sum = totals(Level::Strong, Grade::Seen, 100);
+    let kind = Kind {
+        way: Way::Out,
+        level: Level::Strong,
+        grade: Grade::Seen,
+        protocol: "call-555-0100-and-ask-for-bob".into(),
+    };
+    sum.add(kind, Count { connections: 1, bytes: 7 });
+    let names = |version: &'static str, key_exchange: &'static str, cipher: &'static str| {
+        let [version, key_exchange, cipher] = [version, key_exchange, cipher].map(Into::into);
+        Negotiated { version, key_exchange, cipher, post_quantum: false }
+    };
+    sum.add_algorithm(
+        names("TLS 1.3", "x25519", "db-password is hunter2"),
+        Count { connections: 1, bytes: 5 },
+    );
+    sum.add_algorithm(
+        names("SSH 2.0", "x25519@internal.example", "aes256-ctr"),
+        Count { connections: 1, bytes: 3 },
+    );
+    // The control: such totals are accepted, and kept as they are.
+    Hour { start: T, watched_seconds: 3600, totals: sum.totals() }.check().unwrap();
+    let member = member(None, 3600, Some(sum));
+    let stored = serde_json::to_string(&member.totals).unwrap();
+    for invented in ["bob", "hunter2", "internal"] {
+        assert!(stored.contains(invented), "{stored}");
+    }
+    let hour = super::sum(T, &[member]);
+    let protocols: Vec<_> = hour.protocols.iter().map(|p| (&*p.protocol, p.amount.bytes)).collect();
+    assert_eq!(protocols, [("tls", 100), ("other", 7)]);
+    let algorithms: Vec<_> =
+        hour.algorithms.iter().map(|a| (&*a.version, &*a.key_exchange, &*a.cipher)).collect();
+    assert_eq!(algorithms, [("TLS 1.3", "x25519", "other"), ("SSH 2.0", "other", "aes256-ctr")]);
+    assert_eq!(hour.levels.strong.bytes, 107);
+}
+
+#[test]
 fn a_node_that_lies_cannot_make_the_hour_invalid_or_claim_more_than_one_node_can() {
     let liar = || {
         let mut sum = totals(Level::Strong, Grade::Carried, u64::MAX);

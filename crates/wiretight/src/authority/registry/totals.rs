@@ -63,7 +63,8 @@ impl Registry {
         self.charge(node, hours.good.len() as f64)?;
         self.current(node, enrolment).await?;
         let newest = hours.good.iter().map(|hour| hour.start).max();
-        for hour in hours.good {
+        for mut hour in hours.good {
+            hour.totals = hour.totals.to_keep();
             let at = totals_key(node, hour.start / DAY * DAY);
             let kept =
                 update(&*self.store, &at, |old| with_hour(old, hour.clone().into()).map(Some));
@@ -160,7 +161,7 @@ fn merged(start: u64, hours: &[Period]) -> Period {
 mod tests {
     use wiretight_scan::judge::Level;
     use wiretight_scan::passive::Grade;
-    use wiretight_scan::passive::totals::{Kind, Way};
+    use wiretight_scan::passive::totals::{Kind, MAX_KEPT, Totals, Way};
 
     use super::*;
 
@@ -179,6 +180,21 @@ mod tests {
         assert_eq!(weak, Count { connections: 24, bytes: 276 });
         assert!(day.overlaps(86_399, 90_000) && !day.overlaps(86_400, 90_000));
     }
+
+    /// 24 hours with totals of the largest size that is kept, and the most of everything else.
+    #[test]
+    fn a_day_of_full_hours_fits_into_a_value_of_the_store() {
+        let most = Period {
+            start: u64::MAX,
+            length: u64::MAX,
+            watched_seconds: u32::MAX,
+            totals: Totals::default(),
+        };
+        let hour = json(&most).len() + MAX_KEPT;
+        let day = 2 + 24 * (hour + 1);
+        assert!(day <= wiretight_store::MAX_VALUE, "{day}");
+    }
+
     #[test]
     fn an_hour_is_replaced_and_an_unreadable_day_is_not_overwritten() {
         let hour = |start, watched_seconds| {

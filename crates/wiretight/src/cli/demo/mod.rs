@@ -65,6 +65,7 @@ impl Demo {
             let console = nodes.console().await?;
             eprint!("{}", nodes.what_to_try(self.forward.is_some(), &console));
             tokio::select! {
+                () = traffic::stay(nodes.entry) => {}
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
                 dead = nodes.any_exit() => eprintln!("{dead}"),

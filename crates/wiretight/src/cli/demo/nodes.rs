@@ -228,7 +228,7 @@ impl Nodes {
             out += &format!("Your own server, through the relays: {entry}\n");
         }
         out += &format!(
-            "The public proof page, which gets its first numbers when the authority logs an hour:\n  file://{}/index.html\n",
+            "The public proof page, written again each minute. It proves its numbers after the first hour:\n  file://{}/index.html\n",
             self.proof_page().display()
         );
         out += &format!("Logs: {}/*.log. Stop with Ctrl-C.\n", self.dir.path().display());

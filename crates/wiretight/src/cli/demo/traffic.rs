@@ -99,6 +99,27 @@ pub(super) async fn measure(to: SocketAddr) -> anyhow::Result<Measured> {
     Ok(Measured { answers, bulk, requests, connections })
 }
 
+/// How often the program that stays sends a request.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// A program that stays connected and sends a request now and then, so that there is traffic to look at.
+pub(super) async fn stay(to: SocketAddr) {
+    loop {
+        // If it fails, for example because the operator removed a node, it tries again.
+        let _ = keep_asking(to).await;
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+async fn keep_asking(to: SocketAddr) -> anyhow::Result<()> {
+    let mut sender = connect(to).await?;
+    for n in 0u64.. {
+        get(&mut sender, &format!("/now/{n}"), &mut 0).await?;
+        tokio::time::sleep(PAUSE).await;
+    }
+    Ok(())
+}
+
 async fn connect(to: SocketAddr) -> anyhow::Result<SendRequest<Empty<Bytes>>> {
     let socket = TcpStream::connect(to).await.with_context(|| format!("connecting to {to}"))?;
     socket.set_nodelay(true)?;

@@ -54,7 +54,7 @@ Exit status: 0 success; 1 a flow is below --fail-below; 2 wrong usage; 3 a file 
 lost or flows are unknown with --fail-below, or no node is running.")]
 pub(super) struct Watch {
     /// Capture files (pcap or pcapng, also compressed by gzip), in the order of their times; `-` is standard input
-    #[arg(value_name = "FILE", conflicts_with = "interface")]
+    #[arg(value_name = "FILE", value_hint = clap::ValueHint::FilePath, conflicts_with = "interface")]
     files: Vec<PathBuf>,
     /// Capture on this interface, for example a mirror port; `any` is all of them except loopback
     #[arg(short, long, value_name = "INTERFACE")]
@@ -75,7 +75,7 @@ pub(super) struct Watch {
     #[arg(long, conflicts_with_all = ["format", "json"])]
     jsonl: bool,
     /// Write to a file instead of standard output
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     output: Option<PathBuf>,
     /// Show what is not strong: what it is, whose, since when, how much, and what to change
     #[arg(long, conflicts_with_all = ["json", "jsonl", "format"])]

@@ -4,7 +4,7 @@
 //! is written before the entries they are about count as read. If the webhook is down, delivery is retried. An alert
 //! that it refuses is dropped after some tries, and does not delay the others.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -49,6 +49,8 @@ struct Shared {
 #[derive(Default)]
 struct State {
     told: HashMap<(AlertKind, String, Option<u64>, Option<String>), u64>,
+    /// How often each alert was raised, by log.
+    raised: BTreeMap<(AlertKind, String), u64>,
     /// Undelivered alerts, and how often the webhook has refused each.
     waiting: VecDeque<(Alert, u32)>,
     /// Alerts for which there was no room.
@@ -102,6 +104,7 @@ impl Alarm {
         if state.told.len() < REMEMBERED {
             state.told.insert(which, alert.time);
         }
+        *state.raised.entry((alert.kind, alert.log.clone())).or_default() += 1;
         let Alert { kind, log, detail, evidence, .. } = &alert;
         let evidence = evidence.as_ref().map(|path| path.display().to_string());
         tracing::error!(alert = kind.as_str(), log, evidence, "{detail}");
@@ -129,6 +132,12 @@ impl Alarm {
         let kept = self.write(&mut self.shared.state.lock());
         self.shared.changed.notify_one();
         kept
+    }
+
+    /// How often each alert was raised since the start, by log.
+    pub(super) fn raised(&self) -> Vec<(AlertKind, String, u64)> {
+        let state = self.shared.state.lock();
+        state.raised.iter().map(|((kind, log), count)| (*kind, log.clone(), *count)).collect()
     }
 
     /// The number of undelivered alerts.

@@ -10,11 +10,13 @@
 //! - `chain`: successors of expected keys
 //! - `table`: the certificates in the log
 //! - `alarm`: delivers alerts
+//! - `metrics`: for Prometheus
 
 pub mod alarm;
 pub mod chain;
 pub mod expect;
 pub mod follow;
+pub mod metrics;
 pub mod name;
 pub mod status;
 pub mod table;
@@ -105,6 +107,20 @@ pub enum AlertKind {
 }
 
 impl AlertKind {
+    pub(crate) const ALL: [AlertKind; 11] = [
+        AlertKind::UnexpectedCertificate,
+        AlertKind::MalformedEntry,
+        AlertKind::ContradictoryClaim,
+        AlertKind::Fork,
+        AlertKind::Rollback,
+        AlertKind::Stalled,
+        AlertKind::NotWitnessed,
+        AlertKind::Damaged,
+        AlertKind::Blind,
+        AlertKind::BadExpectedKeys,
+        AlertKind::MoreAlerts,
+    ];
+
     pub fn as_str(self) -> &'static str {
         match self {
             AlertKind::UnexpectedCertificate => "unexpected-certificate",

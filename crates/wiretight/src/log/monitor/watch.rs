@@ -18,6 +18,7 @@ use wiretight_tlog::Hash;
 
 use super::alarm::Alarm;
 use super::follow::{Follower, Look, blind, checkpoint_in};
+use super::metrics::Page;
 use super::status::{EVERY, LogStatus, Status};
 use super::table::OTHERS;
 use super::{AlertKind, MonitorError, Source, Watched};
@@ -51,7 +52,7 @@ pub struct Monitor {
 }
 
 /// The status of the monitor, and where it is published.
-struct Shown {
+pub(super) struct Shown {
     dir: PrivateDir,
     status: Mutex<Status>,
     heartbeat: Option<(Client, Url)>,
@@ -112,6 +113,11 @@ impl Monitor {
         let status = Status { time: now(), max_blind, logs: logs.collect(), waiting_alerts: 0 };
         let shown = Arc::new(Shown { dir, status: Mutex::new(status), heartbeat });
         Ok(Monitor { followers, alarm, shown, pace, _lock: lock })
+    }
+
+    /// Answers scrapes of Prometheus.
+    pub fn metrics(&self) -> Page {
+        Page { shown: self.shown.clone(), alarm: self.alarm.clone() }
     }
 
     /// Checks every log once. An unreadable log is reported at once, because there is no later check.
@@ -238,6 +244,11 @@ async fn follow(n: usize, mut follower: Follower, alarm: Alarm, shown: Arc<Shown
 }
 
 impl Shown {
+    pub(super) fn status(&self) -> Status {
+        let status = self.status.lock().clone();
+        Status { time: now(), ..status }
+    }
+
     /// Updates the status after a check. Returns whether it changed.
     fn saw(&self, n: usize, follower: &Follower, look: &Look, now: u64) -> bool {
         let mut status = self.status.lock();

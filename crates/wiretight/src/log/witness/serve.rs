@@ -1,13 +1,15 @@
 //! The HTTP server of a witness: `POST /add-checkpoint` for logs, `GET /ORIGIN-HASH/checkpoint` for monitors, `GET /` for
 //! people, `GET /metrics` for Prometheus. It is open to everyone.
 
-use std::fmt::Write;
+use std::fmt::{self, Write};
 use std::sync::Arc;
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::DescriptorEncoder;
 use rustls::pki_types::CertificateDer;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -17,6 +19,7 @@ use wiretight_proxy::clock::now;
 
 use super::request::MAX_BODY;
 use super::{WitnessCore, origin_hash};
+use crate::exposition::{self, Labels, counter, gauge, one};
 use crate::web::server::{self, PATIENCE, Site, plain};
 
 /// Serves until `end` becomes true, then finishes open requests. `tls` is read at each connection. Without it, the caller
@@ -45,7 +48,9 @@ async fn answer(core: &WitnessCore, request: Request<Incoming>) -> Response<Full
     match (&head.method, head.uri.path()) {
         (&Method::POST, "/add-checkpoint") => {}
         (&Method::GET, "/") => return plain(StatusCode::OK, status(core)),
-        (&Method::GET, "/metrics") => return plain(StatusCode::OK, metrics(core)),
+        (&Method::GET, "/metrics") => {
+            return exposition::answer(&head.headers, Box::new(Snapshot::of(core)));
+        }
         (&Method::GET, path) if path.ends_with("/checkpoint") => {
             let hash = path.strip_prefix('/').and_then(|p| p.strip_suffix("/checkpoint"));
             return match hash.and_then(|hash| core.checkpoint(hash)) {
@@ -120,31 +125,41 @@ fn status(core: &WitnessCore) -> String {
     text
 }
 
-fn metrics(core: &WitnessCore) -> String {
-    let mut text = String::from(
-        "# HELP wiretight_witness_requests_total Responses to add-checkpoint.\n# TYPE wiretight_witness_requests_total counter\n",
-    );
-    for (status, count) in core.answers().read() {
-        let _ = writeln!(text, "wiretight_witness_requests_total{{status=\"{status}\"}} {count}");
+/// What the metrics show.
+#[derive(Debug)]
+struct Snapshot {
+    answers: Vec<(u16, u64)>,
+    evidence: usize,
+    /// Origin, size and time of the last cosignature.
+    logs: Vec<(String, u64, Option<u64>)>,
+}
+
+impl Snapshot {
+    fn of(core: &WitnessCore) -> Snapshot {
+        let log =
+            |log: super::LogStatus| (log.origin, log.tree.map_or(0, |(size, _)| size), log.time);
+        Snapshot {
+            answers: core.answers().read().collect(),
+            evidence: core.evidence(),
+            logs: core.logs().into_iter().map(log).collect(),
+        }
     }
-    text.push_str("# HELP wiretight_witness_evidence Files of evidence of a fork.\n# TYPE wiretight_witness_evidence gauge\n");
-    let _ = writeln!(text, "wiretight_witness_evidence {}", core.evidence());
-    text.push_str("# HELP wiretight_witness_log_size Size of the last cosigned tree.\n# TYPE wiretight_witness_log_size gauge\n");
-    let logs = core.logs();
-    let label = |origin: &str| origin.replace('\\', "\\\\").replace('"', "\\\"");
-    for log in &logs {
-        let size = log.tree.map_or(0, |(size, _)| size);
-        let _ =
-            writeln!(text, "wiretight_witness_log_size{{log=\"{}\"}} {size}", label(&log.origin));
+}
+
+impl Collector for Snapshot {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let e = &mut encoder;
+        let answers = self.answers.iter();
+        let answers = answers.map(|(status, n)| (vec![("status", status.to_string())], *n));
+        counter(e, "witness_requests", "Responses to add-checkpoint, by HTTP status", answers)?;
+        gauge(e, "witness_evidence", "Files of evidence of a fork", one(self.evidence))?;
+        let log = |origin: &str| vec![("log", origin.to_owned())];
+        let sizes = self.logs.iter().map(|(origin, size, _)| (log(origin), *size));
+        gauge(e, "witness_log_size", "Size of the last cosigned tree", sizes)?;
+        let times = self.logs.iter().filter_map(|(origin, _, at)| Some((log(origin), (*at)?)));
+        let help = "When the tree was last cosigned, in Unix time";
+        gauge(e, "witness_log_cosigned_timestamp_seconds", help, times)?;
+        let version: Labels = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
+        gauge(e, "build_info", "The version of the running process", [(version, 1u64)])
     }
-    text.push_str("# HELP wiretight_witness_log_time_seconds When the tree was last cosigned.\n# TYPE wiretight_witness_log_time_seconds gauge\n");
-    for log in &logs {
-        let time = log.time.unwrap_or(0);
-        let _ = writeln!(
-            text,
-            "wiretight_witness_log_time_seconds{{log=\"{}\"}} {time}",
-            label(&log.origin)
-        );
-    }
-    text
 }

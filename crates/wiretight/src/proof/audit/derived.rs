@@ -1,6 +1,6 @@
 //! The files of an archive that are computed from the others.
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use wiretight_keys::Name;
 use wiretight_keys::claims::{
     Algorithm, Amount, DAY, ExceptionCount, HOUR, Levels, MeshPeriod, Missed, Modes, Protocol,
@@ -8,7 +8,6 @@ use wiretight_keys::claims::{
 use wiretight_proxy::intercept::rules::Mode;
 use wiretight_scan::facts::Answer;
 use wiretight_scan::judge::Level;
-use wiretight_scan::report::{SCHEMA, clean};
 
 use super::archive::{File, sha256};
 use super::{Inputs, LOG, json};
@@ -16,6 +15,7 @@ use crate::control::report::ExceptionKind;
 use crate::proof::chart::{Round, Unit, amount, percent, permille};
 use crate::proof::controls::{Control, Evidence, Strength};
 use crate::proof::facts::{KeyFacts, LoggedPeriod, NodeFacts};
+use crate::proof::scans;
 
 const TOTALS: &str = "totals.json";
 const MODES: &str = "modes.json";
@@ -136,40 +136,9 @@ pub(super) struct Scanned {
     below: usize,
 }
 
-/// What is read of a scan's report.
-#[derive(Deserialize)]
-struct ScanDocument {
-    schema: String,
-    reports: Vec<ScanReport>,
-}
-
-#[derive(Deserialize)]
-struct ScanReport {
-    target: String,
-    started: jiff::Timestamp,
-    judgement: ScanJudgement,
-}
-
-#[derive(Deserialize)]
-struct ScanJudgement {
-    level: Level,
-    profiles: Vec<ScanVerdict>,
-}
-
-#[derive(Deserialize)]
-struct ScanVerdict {
-    profile: String,
-    answer: Answer,
-}
-
 /// Whether these bytes are a report that an archive can have.
 pub fn is_scan(bytes: &[u8]) -> bool {
-    scan(bytes).is_some()
-}
-
-fn scan(bytes: &[u8]) -> Option<ScanDocument> {
-    let document: ScanDocument = serde_json::from_slice(bytes).ok()?;
-    (document.schema == SCHEMA).then_some(document)
+    scans::parse(bytes).is_some()
 }
 
 /// The file controls.json.
@@ -296,11 +265,11 @@ impl Scanned {
         let profile = inputs.head.profile.scanner().map(|(profile, _)| profile.name());
         let mut sum = Self { files: inputs.scans.len(), ..Self::default() };
         for bytes in &inputs.scans {
-            let Some(document) = scan(bytes) else {
+            let Some(reports) = scans::parse(bytes) else {
                 sum.unreadable += 1;
                 continue;
             };
-            for report in document.reports {
+            for report in reports {
                 sum.endpoints += 1;
                 let at = u64::try_from(report.started.as_second()).unwrap_or_default();
                 let window = inputs.head.window;
@@ -310,7 +279,7 @@ impl Scanned {
                 let verdict = verdicts.find(|v| Some(v.profile.as_str()) == profile);
                 match verdict.map(|v| v.answer) {
                     Some(Answer::Yes) => sum.met += 1,
-                    Some(Answer::No) => sum.not_met.push(clean(&report.target).into_owned()),
+                    Some(Answer::No) => sum.not_met.push(report.target.to_string()),
                     _ => sum.open += 1,
                 }
             }

@@ -26,6 +26,8 @@ use wiretight_keys::claims::{DAY, MeshPeriod};
 
 use super::controls::Profile;
 use super::facts::{Facts, LoggedPeriod};
+pub use super::log_part::{LogPart, ProvedPeriod};
+use super::scans;
 use crate::authority::{AuthorityError, AuthorityHandle};
 use crate::control::Records;
 use archive::File;
@@ -38,8 +40,8 @@ const KIND: &str = "wiretight-audit";
 /// The longest window, in days.
 pub const MAX_DAYS: i32 = 366;
 /// The most reports of scans, and the size of each in bytes.
-pub const MAX_SCANS: usize = 100;
-pub const MAX_SCAN: usize = 32 << 20;
+pub const MAX_SCANS: usize = scans::MAX_FILES;
+pub const MAX_SCAN: usize = scans::MAX_FILE;
 
 const PAGE: &str = "index.html";
 const HEAD: &str = "audit.json";
@@ -106,29 +108,6 @@ pub struct Head {
     pub program: String,
 }
 
-/// Periods of the log, and their proofs to one checkpoint: the file log.json, as the public folder has it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct LogPart {
-    pub version: u8,
-    /// The signed checkpoint, with cosignatures.
-    pub checkpoint: String,
-    /// The authority's policy (C2SP tlog-policy).
-    pub policy: String,
-    /// By start, then length.
-    pub periods: Vec<ProvedPeriod>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ProvedPeriod {
-    pub index: u64,
-    /// The body of the entry, without its type.
-    pub entry: String,
-    /// The inclusion proof, in base64.
-    pub proof: Vec<String>,
-}
-
 /// What the authority has for an archive.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Evidence {
@@ -155,17 +134,7 @@ pub async fn collect(
     periods.sort_by_key(|p| (p.period.start, p.period.length));
     let indexes: Vec<u64> = periods.iter().map(|p| p.index).collect();
     let proven = authority.prove(&indexes, &[]).await?;
-    let proved = periods.iter().zip(&proven.inclusion).map(|(p, proof)| ProvedPeriod {
-        index: p.index,
-        entry: String::from_utf8_lossy(&p.period.entry()[2..]).into_owned(),
-        proof: proof.iter().map(ToString::to_string).collect(),
-    });
-    let log = LogPart {
-        version: VERSION,
-        checkpoint: proven.checkpoint.to_string(),
-        policy: authority.log().policy().to_string(),
-        periods: proved.collect(),
-    };
+    let log = LogPart::new(&periods, &proven, &authority.log().policy());
     // Who talks to whom is not part of an archive.
     for report in facts.nodes.iter_mut().filter_map(|node| node.report.as_mut()) {
         let report = Arc::make_mut(report);
@@ -226,18 +195,6 @@ impl Inputs {
         let page = page::page(&self.head, &derived, &controls, &files);
         files.insert(0, File { name: PAGE.into(), bytes: page.into_bytes() });
         files
-    }
-}
-
-impl LogPart {
-    /// The periods, without any verification.
-    fn parsed(&self) -> Result<Vec<LoggedPeriod>, String> {
-        let parsed = self.periods.iter().map(|p| {
-            let period = MeshPeriod::parse(p.entry.as_bytes());
-            let period = period.map_err(|e| format!("entry {} of the log: {e}", p.index))?;
-            Ok(LoggedPeriod { index: p.index, period })
-        });
-        parsed.collect()
     }
 }
 

@@ -69,14 +69,9 @@ pub(super) fn page(
                         }
                     }
                     h2 { "Files" }
-                    table.numbers {
-                        thead { tr { th scope="col" { "file" } th scope="col" { "SHA-256" } } }
-                        tbody {
-                            @for file in files {
-                                tr { th scope="row" { (file.name) } td { code { (sha256(&file.bytes)) } } }
-                            }
-                        }
-                    }
+                    (table(["file", "SHA-256"], files.iter().map(|file| [
+                        cell(&file.name), html! { code { (sha256(&file.bytes)) } },
+                    ])))
                 }
             }
         }
@@ -111,6 +106,17 @@ fn traffic(derived: &Derived<'_>) -> Markup {
         _ => Vec::new(),
     };
     let sum = all(&totals.levels);
+    let levels = Level::ALL.into_iter().rev().map(|level| {
+        let (amount, round) = (chart::of(&totals.levels, level), Round::of(level));
+        [
+            cell(level),
+            cell(chart::amount(amount.connections, Unit::Connections)),
+            cell(percent(permille(amount.connections, sum.connections, round))),
+            cell(chart::amount(amount.bytes, Unit::Bytes)),
+            cell(percent(permille(amount.bytes, sum.bytes, round))),
+            cell(chart::meaning(level)),
+        ]
+    });
     html! {
         h2 { "Traffic" }
         p {
@@ -118,26 +124,7 @@ fn traffic(derived: &Derived<'_>) -> Markup {
             (percent(permille(totals.watched_seconds, totals.watchable_seconds, Round::Down)))
             " of the time of all members. What was not watched is not in these numbers."
         }
-        table.numbers {
-            thead { tr {
-                th scope="col" { "level" } th.n scope="col" { "connections" } th.n scope="col" { "share" }
-                th.n scope="col" { "bytes" } th.n scope="col" { "share" } th scope="col" { "meaning" }
-            } }
-            tbody {
-                @for level in Level::ALL.into_iter().rev() {
-                    @let amount = chart::of(&totals.levels, level);
-                    @let round = Round::of(level);
-                    tr {
-                        th scope="row" { (level) }
-                        td.n { (chart::amount(amount.connections, Unit::Connections)) }
-                        td.n { (percent(permille(amount.connections, sum.connections, round))) }
-                        td.n { (chart::amount(amount.bytes, Unit::Bytes)) }
-                        td.n { (percent(permille(amount.bytes, sum.bytes, round))) }
-                        td { (chart::meaning(level)) }
-                    }
-                }
-            }
-        }
+        (table(["level", "#connections", "#share", "#bytes", "#share", "meaning"], levels))
         (chart::legend())
         (chart::columns(&Columns {
             id: "days", title: "Bytes by level, by day", unit: Unit::Bytes, length: DAY, columns: &columns,
@@ -204,30 +191,46 @@ fn evidence_of(row: &EvidenceRow, files: &[File]) -> Markup {
     }
 }
 
-fn exceptions(derived: &Derived<'_>) -> Markup {
+/// A table of which the first cell of each row is its name. A title that starts with `#` is of numbers.
+fn table<const N: usize>(titles: [&str; N], rows: impl Iterator<Item = [Markup; N]>) -> Markup {
+    let class = |n: usize| titles[n].starts_with('#').then_some("n");
     html! {
-        h2 { "Exceptions at the export" }
-        @if derived.exceptions().is_empty() { p { "No node reported any." } }
-        @else {
-            table.numbers {
-                thead { tr {
-                    th scope="col" { "node" } th scope="col" { "exception" } th scope="col" { "state" }
-                    th scope="col" { "owner" } th scope="col" { "until" } th scope="col" { "reason" }
-                } }
-                tbody {
-                    @for row in derived.exceptions() {
-                        tr {
-                            th scope="row" { (row.node) }
-                            td { (kind(row.kind)) " " (row.what) }
-                            td { (row.state.word()) }
-                            td { (row.owner.as_deref().unwrap_or("none named")) }
-                            td { (row.until.map_or_else(|| "open".into(), |at| date(Some(at)))) }
-                            td { (row.reason.as_deref().unwrap_or("none given")) }
-                        }
-                    }
+        table.numbers {
+            thead { tr {
+                @for (n, title) in titles.iter().enumerate() {
+                    th class=[class(n)] scope="col" { (title.trim_start_matches('#')) }
                 }
+            } }
+            tbody {
+                @for row in rows { tr {
+                    @for (n, cell) in row.into_iter().enumerate() {
+                        @if n == 0 { th scope="row" { (cell) } } @else { td class=[class(n)] { (cell) } }
+                    }
+                } }
             }
         }
+    }
+}
+
+fn cell(text: impl std::fmt::Display) -> Markup {
+    html! { (text) }
+}
+
+fn exceptions(derived: &Derived<'_>) -> Markup {
+    let rows = derived.exceptions().iter().map(|row| {
+        [
+            cell(&row.node),
+            html! { (kind(row.kind)) " " (row.what) },
+            cell(row.state.word()),
+            cell(row.owner.as_deref().unwrap_or("none named")),
+            cell(row.until.map_or_else(|| "open".into(), |at| date(Some(at)))),
+            cell(row.reason.as_deref().unwrap_or("none given")),
+        ]
+    });
+    let titles = ["node", "exception", "state", "owner", "until", "reason"];
+    html! {
+        h2 { "Exceptions at the export" }
+        @if derived.exceptions().is_empty() { p { "No node reported any." } } @else { (table(titles, rows)) }
     }
 }
 
@@ -242,70 +245,52 @@ fn kind(kind: ExceptionKind) -> &'static str {
 }
 
 fn changes(derived: &Derived<'_>) -> Markup {
+    let rows = derived
+        .mode_changes()
+        .iter()
+        .map(|row| [cell(named(row.start, row.length)), cell(modes(&row.value)), cell(row.index)]);
     html! {
         h2 { "Modes, and their changes" }
         @if derived.mode_changes().is_empty() { p { "Nothing is logged for this period." } }
-        @else {
-            table.numbers {
-                thead { tr { th scope="col" { "from" } th scope="col" { "nodes" } th.n scope="col" { "entry" } } }
-                tbody {
-                    @for row in derived.mode_changes() {
-                        tr {
-                            th scope="row" { (named(row.start, row.length)) }
-                            td { (modes(&row.value)) }
-                            td.n { (row.index) }
-                        }
-                    }
-                }
-            }
-        }
+        @else { (table(["from", "nodes", "#entry"], rows)) }
     }
 }
 
 fn nodes(derived: &Derived<'_>) -> Markup {
+    let watches = |watching: Option<bool>| match watching {
+        Some(true) => "yes",
+        Some(false) => "no",
+        None => "not known",
+    };
+    let rows = derived.nodes().iter().map(|row| {
+        [
+            cell(&row.node),
+            cell(row.version.as_deref().unwrap_or("not known")),
+            cell(row.mode.map_or("none", |mode| mode.word())),
+            cell(watches(row.watching)),
+            cell(date(Some(row.joined_at))),
+            cell(date(row.last_seen)),
+        ]
+    });
     html! {
         h2 { "Nodes at the export" }
-        table.numbers {
-            thead { tr {
-                th scope="col" { "node" } th scope="col" { "version" } th scope="col" { "mode" }
-                th scope="col" { "watches" } th scope="col" { "joined" } th scope="col" { "last seen" }
-            } }
-            tbody {
-                @for row in derived.nodes() {
-                    tr {
-                        th scope="row" { (row.node) }
-                        td { (row.version.as_deref().unwrap_or("not known")) }
-                        td { (row.mode.map_or("none", |mode| mode.word())) }
-                        td { (match row.watching { Some(true) => "yes", Some(false) => "no", None => "not known" }) }
-                        td { (date(Some(row.joined_at))) }
-                        td { (date(row.last_seen)) }
-                    }
-                }
-            }
-        }
+        (table(["node", "version", "mode", "watches", "joined", "last seen"], rows))
     }
 }
 
 fn keys(derived: &Derived<'_>) -> Markup {
+    let rows = derived.keys().iter().map(|key| {
+        [
+            cell(&key.name),
+            cell(&key.algorithm),
+            cell(&key.holder),
+            cell(&key.power),
+            cell(key.expires.map_or_else(|| "never".into(), |at| date(Some(at)))),
+            html! { code { (key.fingerprint) } },
+        ]
+    });
     html! {
         h2 { "Keys" }
-        table.numbers {
-            thead { tr {
-                th scope="col" { "key" } th scope="col" { "algorithm" } th scope="col" { "who holds it" }
-                th scope="col" { "what it can do" } th scope="col" { "expires" } th scope="col" { "fingerprint" }
-            } }
-            tbody {
-                @for key in derived.keys() {
-                    tr {
-                        th scope="row" { (key.name) }
-                        td { (key.algorithm) }
-                        td { (key.holder) }
-                        td { (key.power) }
-                        td { (key.expires.map_or_else(|| "never".into(), |at| date(Some(at)))) }
-                        td { code { (key.fingerprint) } }
-                    }
-                }
-            }
-        }
+        (table(["key", "algorithm", "who holds it", "what it can do", "expires", "fingerprint"], rows))
     }
 }

@@ -28,7 +28,7 @@ use super::census::{Census, Own};
 use super::interfaces::Interfaces;
 use super::nflog::Packet;
 use super::programs::Programs;
-use super::{Row, conntrack, nflog};
+use super::{Cost, Row, conntrack, nflog};
 use crate::intercept::Owned;
 use crate::logging::chain;
 use crate::netlink::{self, NLMSG_DONE, NLMSG_ERROR};
@@ -99,6 +99,8 @@ pub(super) struct Report {
     pub(super) totals: Totals,
     pub(super) hours: Vec<Hour>,
     pub(super) problems: Vec<String>,
+    #[serde(default)]
+    pub(super) cost: Cost,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -265,6 +267,7 @@ impl Child {
                 totals: Totals::default(),
                 hours: Vec::new(),
                 problems: self.failed.iter().cloned().collect(),
+                cost: Cost::now(),
             };
         };
         let (settled, totals) = watcher.census.totals();
@@ -275,6 +278,7 @@ impl Child {
             totals,
             hours: watcher.census.hours(),
             problems: watcher.problems(),
+            cost: Cost::now(),
         }
     }
 }
