@@ -1,6 +1,6 @@
 //! CPU time and memory of processes so far, from `/proc`, including descendants.
 
-use std::{fs, time::Duration};
+use std::{collections::HashMap, fs, time::Duration};
 
 use anyhow::{Context, bail};
 
@@ -29,9 +29,41 @@ pub(crate) fn own_cpu() -> anyhow::Result<Duration> {
 
 /// CPU time of this thread so far.
 pub(crate) fn thread_cpu() -> anyhow::Result<Duration> {
-    // proc_pid_schedstat(5): time on the CPU in nanoseconds comes first.
-    let text = fs::read_to_string("/proc/thread-self/schedstat")?;
-    let time = text.split_whitespace().next().context("/proc/thread-self/schedstat is empty")?;
+    schedstat("/proc/thread-self")
+}
+
+/// CPU time of a thread of this program so far.
+pub(crate) fn cpu_of_thread(thread: u32) -> anyhow::Result<Duration> {
+    schedstat(&format!("/proc/self/task/{thread}"))
+}
+
+/// The same as [`cpu`], but in nanoseconds, and without threads and processes that have ended.
+pub(crate) fn precise_cpu(root: u32) -> anyhow::Result<Duration> {
+    let mut sum = Duration::ZERO;
+    for process in family(&[root])?.iter().filter(|process| !process.zombie) {
+        for thread in fs::read_dir(format!("/proc/{}/task", process.pid))? {
+            sum += schedstat(&thread?.path().display().to_string()).unwrap_or_default();
+        }
+    }
+    Ok(sum)
+}
+
+/// CPU time of the kernel's own threads so far that do work for networks, and for anything else.
+pub(crate) fn kernel_threads() -> anyhow::Result<HashMap<u32, Duration>> {
+    let pids = fs::read_dir("/proc")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+    let of_kernel = |pid: &u32| {
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        name.starts_with("kworker/") || name.starts_with("ksoftirqd/")
+    };
+    let time = |pid: u32| Some((pid, schedstat(&format!("/proc/{pid}")).ok()?));
+    Ok(pids.filter(of_kernel).filter_map(time).collect())
+}
+
+/// proc_pid_schedstat(5): time on the CPU in nanoseconds comes first.
+fn schedstat(folder: &str) -> anyhow::Result<Duration> {
+    let text = fs::read_to_string(format!("{folder}/schedstat"))?;
+    let time = text.split_whitespace().next().with_context(|| format!("{folder}: no schedstat"))?;
     Ok(Duration::from_nanos(time.parse()?))
 }
 

@@ -1,26 +1,24 @@
 //! `scripts/bench watch --host`: what `[watch]` costs a machine, and what it does to the traffic.
 //!
-//! Two pairs of machines, which are network namespaces connected by a veth pair, as root. On the server of one runs a node
-//! with `[watch]`, on the other the same node without. Each workload runs over one and then over the other, in each round.
-//! CPU is that of the node with all of its children. The kernel's part (connection tracking, copies of first packets) is
-//! in the time of whoever sends a packet, and so in the traffic's figures.
+//! Pairs of machines, which are network namespaces connected by a veth pair, as root. Each workload runs over one pair
+//! after the other, in each round. So the ways are compared under the same conditions, and CPU time hardly depends on what
+//! else runs on this machine.
 
 #[path = "../common/mod.rs"]
 mod common;
+mod machines;
 
 use std::{
-    fs::File,
     io::{Read, Write},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
-    os::fd::AsFd,
-    process::{Command, ExitCode},
+    net::{Ipv4Addr, SocketAddr, TcpStream},
+    process::ExitCode,
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, ensure};
 use clap::Parser;
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::thread::gettid;
 
 use crate::common::{
     figures::{Spread, machine},
@@ -28,32 +26,33 @@ use crate::common::{
     process::{Lab, Process},
     procfs,
 };
+use crate::machines::{CLIENT, Machines, REQUEST, RESPONSE, SERVERS, SINK, WEB, on};
 
-/// The length of a response.
-const RESPONSE: usize = 1024;
-const REQUEST: &[u8] = b"GET /page HTTP/1.1\r\nhost: bench.test\r\n\r\n";
 /// New connections a second, and bytes a second (1 Gbit/s).
 const FLOWS: u32 = 1000;
 const BYTES: usize = 125_000_000;
-/// Bytes of a transfer at full speed.
-const BULK: usize = 4 << 30;
-const SERVER: Ipv4Addr = Ipv4Addr::new(10, 76, 0, 2);
-const WEB: u16 = 80;
-const SINK: u16 = 9;
+/// In a slice: connections one after the other, and bytes of a transfer at full speed.
+const CONNECTIONS: usize = 1000;
+const BULK: usize = 256 << 20;
+/// How long the kernel tracks a connection that is closed, and more.
+const FULL: Duration = Duration::from_secs(130);
 
 /// What `[watch]` costs, with and without it.
 #[derive(Parser)]
 #[command(name = "scripts/bench watch --host")]
 struct Args {
-    /// Rounds; in each, every workload runs with and without [watch] [default: 9, quick: 1]
+    /// Rounds; in each, every workload runs over each pair of machines [default: 5, quick: 1]
     #[arg(long)]
     rounds: Option<usize>,
     /// A short run to test the benchmark; its figures are not meaningful
     #[arg(long)]
     quick: bool,
-    /// Seconds of a timed workload in a round [default: 20, quick: 2]
+    /// Seconds of a timed workload in a round [default: 8, quick: 2]
     #[arg(long)]
     seconds: Option<u64>,
+    /// Short slices of traffic at full speed, which alternate between the machines [default: 60, quick: 2]
+    #[arg(long)]
+    slices: Option<usize>,
     /// Cargo adds this under `cargo bench`; see `main`
     #[arg(long = "bench", hide = true)]
     _bench: bool,
@@ -69,107 +68,95 @@ fn main() -> anyhow::Result<ExitCode> {
     common::run(run(args))
 }
 
-/// Two namespaces on one wire; removed when dropped.
-struct Machines {
-    client: String,
-    server: String,
+/// A pair of machines, whose server runs a node.
+struct Way {
+    name: &'static str,
+    node: Process,
+    machines: Machines,
+    /// A thread that reads the kernel's messages instead of the node.
+    reader: Option<u32>,
 }
 
-impl Machines {
-    fn new(name: &str) -> anyhow::Result<Machines> {
-        let id = format!("wtb{}{name}", std::process::id());
-        let machines = Machines { client: format!("{id}c"), server: format!("{id}s") };
-        let Machines { client, server } = &machines;
-        for line in [
-            format!("netns add {client}"),
-            format!("netns add {server}"),
-            format!("-n {client} link add eth0 type veth peer name eth0 netns {server}"),
-            format!("-n {client} addr add 10.76.0.1/24 dev eth0"),
-            format!("-n {server} addr add {SERVER}/24 dev eth0"),
-            format!("-n {client} link set eth0 up"),
-            format!("-n {server} link set eth0 up"),
-            format!("-n {server} link set lo up"),
-        ] {
-            let status = Command::new("ip").args(line.split(' ')).status()?;
-            ensure!(status.success(), "ip {line}");
-        }
-        Ok(machines)
+impl Way {
+    fn start(lab: &Lab, name: &'static str, section: &str) -> anyhow::Result<Way> {
+        let machines = Machines::new(name)?;
+        let run = lab.run(name)?;
+        let rest = format!("[authority]\nlisten = \"127.0.0.1:7400\"\n{section}");
+        let config = node::config(&run, "auth1", loopback(7490), &rest)?;
+        let mut command = machines.command(node::WIRETIGHT);
+        command.args(["run", "--config"]).arg(config);
+        let node = run.spawn(name, &mut command)?;
+        Ok(Way { name, machines, node, reader: None })
     }
 
-    /// Runs a function on a thread in a namespace.
-    fn on<T: Send + 'static>(
-        namespace: &str,
+    /// CPU time of what watches: the node with its children.
+    fn cpu(&self) -> anyhow::Result<Duration> {
+        let reader = self.reader.map(procfs::cpu_of_thread).transpose()?;
+        Ok(procfs::precise_cpu(self.node.id())? + reader.unwrap_or_default())
+    }
+
+    fn servers_cpu(&self) -> anyhow::Result<Duration> {
+        self.machines.servers.iter().map(|thread| procfs::cpu_of_thread(*thread)).sum()
+    }
+
+    /// Runs traffic on a machine. Returns what it returns, and the CPU time of both ends.
+    async fn traffic<T: Send + 'static>(
+        &self,
+        from: &str,
         body: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
-    ) -> anyhow::Result<thread::JoinHandle<anyhow::Result<T>>> {
-        let file = File::open(format!("/run/netns/{namespace}"))?;
-        Ok(thread::spawn(move || {
-            move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?;
-            body()
-        }))
+    ) -> anyhow::Result<(T, Duration)> {
+        let before = self.servers_cpu()?;
+        let client = on(from, move || {
+            let done = body()?;
+            Ok((done, procfs::cpu_of_thread(gettid().as_raw_nonzero().get() as u32)?))
+        })?;
+        let joined = tokio::task::spawn_blocking(move || client.join()).await?;
+        let (done, cpu) = joined.map_err(|_| anyhow::anyhow!("a thread panicked"))??;
+        Ok((done, cpu + (self.servers_cpu()? - before)))
     }
-}
-
-impl Drop for Machines {
-    fn drop(&mut self) {
-        for namespace in [&self.client, &self.server] {
-            let _ = Command::new("ip").args(["netns", "del", namespace]).status();
-        }
-    }
-}
-
-/// Answers requests, one connection after the other; and swallows bytes.
-fn serve(machines: &Machines) -> anyhow::Result<()> {
-    let at = |port: u16| SocketAddr::from((SERVER, port));
-    Machines::on(&machines.server, move || -> anyhow::Result<()> {
-        let web = TcpListener::bind(at(WEB))?;
-        let mut request = [0; REQUEST.len()];
-        loop {
-            let (mut stream, _) = web.accept()?;
-            if stream.read_exact(&mut request).is_ok() {
-                let _ = stream.write_all(&[b'x'; RESPONSE]);
-            }
-        }
-    })?;
-    Machines::on(&machines.server, move || -> anyhow::Result<()> {
-        let sink = TcpListener::bind(at(SINK))?;
-        let mut buffer = vec![0; 1 << 20];
-        loop {
-            let (mut stream, _) = sink.accept()?;
-            while stream.read(&mut buffer)? > 0 {}
-            let _ = stream.write_all(b"k");
-        }
-    })?;
-    Ok(())
 }
 
 /// A connection with one request; how long it took.
-fn ask() -> anyhow::Result<Duration> {
+fn ask(server: Ipv4Addr) -> anyhow::Result<Duration> {
     let start = Instant::now();
-    let mut stream = TcpStream::connect((SERVER, WEB))?;
+    let mut stream = TcpStream::connect((server, WEB))?;
     stream.write_all(REQUEST)?;
     stream.read_exact(&mut [0; RESPONSE])?;
     Ok(start.elapsed())
 }
 
 /// [`FLOWS`] new connections a second: how long each took.
-fn ask_at_a_rate(time: Duration) -> anyhow::Result<Vec<Duration>> {
+fn ask_at_a_rate(servers: &[Ipv4Addr], time: Duration) -> anyhow::Result<Vec<Duration>> {
     let start = Instant::now();
     let mut times = Vec::new();
-    for number in 0.. {
+    for (number, server) in (0..).zip(servers.iter().cycle()) {
         let due = Duration::from_secs(1) / FLOWS * number;
         if due > time {
             break;
         }
         thread::sleep((start + due).saturating_duration_since(Instant::now()));
-        times.push(ask()?);
+        times.push(ask(*server)?);
     }
     Ok(times)
+}
+
+/// Connections a second.
+fn ask_one_by_one(connections: usize) -> anyhow::Result<f64> {
+    let start = Instant::now();
+    for server in SERVERS.iter().cycle().take(connections) {
+        ask(*server)?;
+    }
+    Ok(connections as f64 / start.elapsed().as_secs_f64())
+}
+
+fn sink() -> SocketAddr {
+    (SERVERS[0], SINK).into()
 }
 
 /// [`BYTES`] a second.
 fn send_at_a_rate(time: Duration) -> anyhow::Result<()> {
     const EVERY: Duration = Duration::from_millis(1);
-    let mut stream = TcpStream::connect((SERVER, SINK))?;
+    let mut stream = TcpStream::connect(sink())?;
     let piece = vec![b'x'; BYTES / 1000];
     let start = Instant::now();
     for number in 0.. {
@@ -185,7 +172,7 @@ fn send_at_a_rate(time: Duration) -> anyhow::Result<()> {
 
 /// As fast as possible: bytes a second.
 fn send_all(bytes: usize) -> anyhow::Result<f64> {
-    let mut stream = TcpStream::connect((SERVER, SINK))?;
+    let mut stream = TcpStream::connect(sink())?;
     let piece = vec![b'x'; 1 << 20];
     let start = Instant::now();
     for _ in 0..bytes / piece.len() {
@@ -196,129 +183,160 @@ fn send_all(bytes: usize) -> anyhow::Result<f64> {
     Ok(bytes as f64 / start.elapsed().as_secs_f64())
 }
 
-/// The figures of one round and way, in the order of [`FIGURES`].
-type Round = Vec<f64>;
+/// The figures of one round or slice and way, in the order of [`TIMED`] or [`FAST`].
+type Figures = Vec<f64>;
 
-const FIGURES: [(&str, usize); 8] = [
-    ("node's CPU when idle, % of a core", 2),
-    ("node's CPU at 1,000 new connections/s and 1 Gbit/s, % of a core", 2),
-    ("of that, us for each new connection", 1),
+const TIMED: [(&str, usize); 7] = [
+    ("CPU of the node when idle, % of a core", 2),
+    ("CPU of the node at 1,000 new connections/s and 1 Gbit/s, % of a core", 2),
+    ("kernel's own threads then (also for all other programs), % of a core", 2),
     ("connections made in time, %", 1),
-    ("time of a connection then, p50 us", 1),
-    ("time of a connection then, p99 us", 1),
-    ("one connection after the other, connections/s", 0),
-    ("one stream at full speed, GB/s", 2),
+    ("time of a connection then, p50 us", 0),
+    ("time of a connection then, p99 us", 0),
+    ("CPU of the node at 1,000 new connections/s to elsewhere, % of a core", 2),
 ];
 
-async fn measure(
-    machines: &Machines,
-    node: &Process,
-    time: Duration,
-    quick: bool,
-) -> anyhow::Result<Round> {
-    let cpu = || procfs::cpu(&[node.id()]);
-    let share = |used: Duration, of: Duration| 100.0 * used.as_secs_f64() / of.as_secs_f64();
-    let client = &machines.client;
-    let finish = |handle: thread::JoinHandle<anyhow::Result<()>>| {
-        handle.join().map_err(|_| anyhow::anyhow!("a thread panicked"))?
-    };
-    // Rounds before have left connections to list.
-    let (before, start) = (cpu()?, Instant::now());
-    tokio::time::sleep(time / 2).await;
-    let idle = share(cpu()? - before, start.elapsed());
+const FAST: [(&str, usize); 4] = [
+    ("one connection after the other: CPU of both ends, us each", 1),
+    ("the same, connections/s", 0),
+    ("one stream at full speed: CPU of both ends, s/GB", 3),
+    ("the same, GB/s", 2),
+];
 
-    let (before, start) = (cpu()?, Instant::now());
-    let bulk = Machines::on(client, move || send_at_a_rate(time))?;
-    let asked = Machines::on(client, move || ask_at_a_rate(time))?;
-    let asked = tokio::task::spawn_blocking(move || asked.join()).await?;
-    let mut times = asked.map_err(|_| anyhow::anyhow!("a thread panicked"))??;
-    finish(bulk)?;
-    // What the node has not read yet, or adds up later, is its work too.
-    let took = start.elapsed();
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    let used = cpu()? - before;
+fn share(used: Duration, of: Duration) -> f64 {
+    100.0 * used.as_secs_f64() / of.as_secs_f64()
+}
+
+/// Connections at a rate and a stream at another; returns the times of the connections, sorted.
+async fn both(way: &Way, time: Duration) -> anyhow::Result<Vec<Duration>> {
+    let client = &way.machines.client;
+    let bulk = on(client, move || send_at_a_rate(time))?;
+    let (mut times, _) = way.traffic(client, move || ask_at_a_rate(&SERVERS, time)).await?;
+    bulk.join().map_err(|_| anyhow::anyhow!("a thread panicked"))??;
     times.sort();
+    Ok(times)
+}
+
+async fn timed(way: &Way, time: Duration) -> anyhow::Result<Figures> {
+    // What the node has not read yet, or adds up later, is its work too.
+    let settle = || tokio::time::sleep(Duration::from_secs(1));
+    let (before, start) = (way.cpu()?, Instant::now());
+    tokio::time::sleep(time / 4).await;
+    let idle = share(way.cpu()? - before, start.elapsed());
+
+    let (before, kernel_before, start) = (way.cpu()?, procfs::kernel_threads()?, Instant::now());
+    let times = both(way, time).await?;
+    let took = start.elapsed();
+    let kernel = procfs::kernel_threads()?.into_iter().map(|(thread, used)| {
+        used.saturating_sub(kernel_before.get(&thread).copied().unwrap_or_default())
+    });
+    let kernel = share(kernel.sum(), took);
+    settle().await;
+    let used = share(way.cpu()? - before, took);
     let at = |percent: usize| times[times.len() * percent / 100].as_secs_f64() * 1e6;
     let wanted = f64::from(FLOWS) * time.as_secs_f64();
 
-    let one_by_one = Machines::on(client, move || {
-        let start = Instant::now();
-        let mut done = 0.0;
-        while start.elapsed() < time / 4 {
-            ask()?;
-            done += 1.0;
+    let (before, start) = (way.cpu()?, Instant::now());
+    way.traffic(&way.machines.server, move || ask_at_a_rate(&[CLIENT], time / 2)).await?;
+    let took = start.elapsed();
+    settle().await;
+    let outgoing = share(way.cpu()? - before, took);
+    let in_time = 100.0 * times.len() as f64 / wanted;
+    Ok(vec![idle, used, kernel, in_time, at(50), at(99), outgoing])
+}
+
+/// A slice of traffic at full speed.
+async fn fast(way: &Way) -> anyhow::Result<Figures> {
+    let client = &way.machines.client;
+    let (rate, ends) = way.traffic(client, || ask_one_by_one(CONNECTIONS)).await?;
+    let each = ends.as_secs_f64() * 1e6 / CONNECTIONS as f64;
+    let (speed, ends) = way.traffic(client, || send_all(BULK)).await?;
+    let bulk = ends.as_secs_f64() / BULK as f64 * 1e9;
+    Ok(vec![each, rate, bulk, speed / 1e9])
+}
+
+/// Prints the figures of each way, and how they compare with those of the first.
+fn report(ways: &[Way], titles: &[(&str, usize)], samples: &[Vec<Figures>]) {
+    for (index, &(title, digits)) in titles.iter().enumerate() {
+        println!("\n{title}");
+        for (way, of_way) in ways.iter().zip(samples) {
+            let Some(spread) = Spread::of(of_way.iter().map(|figures| figures[index])) else {
+                continue;
+            };
+            let Spread { median, min, max } = spread;
+            print!("  {:<8} {median:.digits$} ({min:.digits$}-{max:.digits$})", way.name);
+            let ratio = samples[0].iter().zip(of_way).map(|(watch, of)| watch[index] / of[index]);
+            match Spread::of(ratio.filter(|ratio| ratio.is_finite())) {
+                Some(Spread { median, .. }) if way.name != ways[0].name => {
+                    println!("   watch is {median:.3} times this");
+                }
+                _ => println!(),
+            }
         }
-        Ok(done / start.elapsed().as_secs_f64())
-    })?;
-    let one_by_one = tokio::task::spawn_blocking(move || one_by_one.join()).await?;
-    let fast = Machines::on(client, move || send_all(if quick { BULK / 16 } else { BULK }))?;
-    let fast = tokio::task::spawn_blocking(move || fast.join()).await?;
-    let panicked = |_| anyhow::anyhow!("a thread panicked");
-    Ok(vec![
-        idle,
-        share(used, took),
-        used.as_secs_f64() * 1e6 / times.len() as f64,
-        100.0 * times.len() as f64 / wanted,
-        at(50),
-        at(99),
-        one_by_one.map_err(panicked)??,
-        fast.map_err(panicked)?? / 1e9,
-    ])
+    }
 }
 
 async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let pick = |full: u64, quick| if args.quick { quick } else { full };
-    let rounds = args.rounds.unwrap_or(pick(9, 1) as usize).max(1);
-    let time = Duration::from_secs(args.seconds.unwrap_or(pick(20, 2)));
+    let rounds = args.rounds.unwrap_or(pick(5, 1) as usize).max(1);
+    let time = Duration::from_secs(args.seconds.unwrap_or(pick(8, 2)));
+    let slices = args.slices.unwrap_or(pick(60, 2) as usize);
     let lab = Lab::new(loopback(0))?;
-    let mut ways = Vec::new();
-    for (name, section) in [("watch", "[watch]\n"), ("none", "")] {
-        let machines = Machines::new(name)?;
-        serve(&machines)?;
-        let run = lab.run(name)?;
-        let rest = format!("[authority]\nlisten = \"127.0.0.1:7400\"\n{section}");
-        let config = node::config(&run, "auth1", loopback(7490), &rest)?;
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/run/netns/{}", machines.server)).arg("--");
-        command.arg(node::WIRETIGHT).args(["run", "--config"]).arg(config);
-        let node = run.spawn(name, &mut command)?;
-        ways.push((name, machines, node));
-    }
-    // Until both have started, and the first list is read.
+    let mut ways = vec![
+        Way::start(&lab, "watch", "[watch]\n")?,
+        Way::start(&lab, "kernel", "")?,
+        Way::start(&lab, "tracked", "")?,
+        Way::start(&lab, "none", "")?,
+    ];
+    // Until all have started, and the first list is read.
     tokio::time::sleep(Duration::from_secs(4)).await;
-    for (name, _, node) in &ways {
-        let expected = if *name == "watch" { 4 } else { 1 };
-        let family = procfs::family_size(node.id())?;
-        ensure!(family == expected, "{name}: {family} processes\n{}", node.log());
+    let reader = ways[1].machines.only_read(&ways[0].machines)?;
+    ways[1].reader = Some(reader);
+    ways[2].machines.track()?;
+    for way in &ways {
+        let expected = if way.name == "watch" { 4 } else { 1 };
+        let family = procfs::family_size(way.node.id())?;
+        ensure!(family == expected, "{}: {family} processes\n{}", way.name, way.node.log());
     }
-    println!("{rounds} round(s) of {} s; medians (min-max)", time.as_secs());
+    println!("{rounds} round(s) of {} s, {slices} slices; medians (min-max)", time.as_secs());
     for (key, value) in machine() {
         println!("{key:<10} {value}");
     }
     println!("{:<10} {}", "wiretight", node::version().unwrap_or_default());
-    let mut samples: [Vec<Round>; 2] = Default::default();
-    for round in 0..rounds {
-        eprintln!("round {} of {rounds}", round + 1);
+    let mut samples: [Vec<Vec<Figures>>; 2] = [(); 2].map(|()| vec![Vec::new(); ways.len()]);
+    for round in 0..rounds + slices {
+        match round {
+            _ if round < rounds => eprintln!("round {} of {rounds}", round + 1),
+            _ if round == rounds => eprintln!("{slices} slices"),
+            _ => {}
+        }
         // Each round uses another order.
-        for n in [round % 2, (round + 1) % 2] {
-            let (name, machines, node) = &ways[n];
-            let figures = measure(machines, node, time, args.quick).await;
-            samples[n].push(figures.with_context(|| format!("{name}: {}", node.log()))?);
-        }
-    }
-    for (index, (title, digits)) in FIGURES.into_iter().enumerate() {
-        println!("\n{title}");
-        for (samples, (name, ..)) in samples.iter().zip(&ways) {
-            let Some(Spread { median, min, max }) = Spread::of(samples.iter().map(|s| s[index]))
-            else {
-                continue;
+        for n in (0..ways.len()).map(|n| (n + round) % ways.len()) {
+            let way = &ways[n];
+            let figures = match round < rounds {
+                true => timed(way, time).await,
+                false => fast(way).await,
             };
-            println!("  {name:<8} {median:.digits$} ({min:.digits$}-{max:.digits$})");
-        }
-        let ratio = samples[0].iter().zip(&samples[1]).map(|(w, n)| w[index] / n[index]);
-        if let Some(Spread { median, min, max }) = Spread::of(ratio.filter(|r| r.is_finite())) {
-            println!("  watch / none: {median:.3} ({min:.3}-{max:.3})");
+            let figures = figures.with_context(|| format!("{}: {}", way.name, way.node.log()))?;
+            samples[usize::from(round >= rounds)][n].push(figures);
         }
     }
+    report(&ways, &TIMED, &samples[0]);
+    report(&ways, &FAST, &samples[1]);
+    if args.quick {
+        return Ok(ExitCode::SUCCESS);
+    }
+    // Until the kernel tracks as many closed connections as it ever will at this rate.
+    let (full, last) = (FULL, time * 4);
+    eprintln!("{} s at the same rate", (full + last).as_secs());
+    both(&ways[0], full).await?;
+    let (before, start) = (ways[0].cpu()?, Instant::now());
+    both(&ways[0], last).await?;
+    let used = share(ways[0].cpu()? - before, start.elapsed());
+    println!(
+        "\nCPU of the node in {} s after {} s of both\n  watch    {used:.2}",
+        last.as_secs(),
+        full.as_secs()
+    );
     Ok(ExitCode::SUCCESS)
 }

@@ -326,7 +326,7 @@ fn a_start_in_the_middle_a_kill_and_a_restart_leave_traffic_alone_and_guess_noth
     wait_for("its table is gone", || !is_watched(&client));
     exchange(&mut new, GET);
     start(&mut node);
-    exchange(&mut new, GET);
+    exchange(&mut new, RECORD);
     // It was seen by the process before; this one does not guess.
     assert_eq!(row(&node, "still open", at(1002)).seen.level, Level::Unknown);
     let mut third = connected(&wire, 1003);
@@ -379,6 +379,16 @@ fn flushed_rules_stay_and_without_them_nothing_is_known() {
     track(&client);
     exchange(&mut connected(&wire, 1001), GET);
     row(&node, "http", |row| row.server.port() == 1001 && row.seen.level == Level::Plaintext);
+    // Without traffic it sleeps.
+    let switches = || {
+        let status = fs::read_to_string(format!("/proc/{}/status", family(&node)[2])).unwrap();
+        let count = status.lines().find_map(|l| l.strip_prefix("voluntary_ctxt_switches:"));
+        count.unwrap().trim().parse::<u64>().unwrap()
+    };
+    let before = switches();
+    std::thread::sleep(ms(1500));
+    let woken = switches() - before;
+    assert!(woken < 50, "woken {woken} times in 1.5 s");
     // The control: the process that owns the table is killed while the one that would restore it is stopped.
     let line = family(&node);
     signal(line[2], Signal::STOP);

@@ -168,7 +168,8 @@ impl Table {
         self.end_idle();
     }
 
-    /// The flows that have ended since the last call. They are kept until then.
+    /// The flows that have ended since the last call, except those that were [handed over](Table::hand_over) as they are.
+    /// They are kept until then.
     pub fn ended(&mut self) -> Vec<Record> {
         std::mem::take(&mut self.ended)
     }
@@ -176,6 +177,19 @@ impl Table {
     /// All current flows, as they are now.
     pub fn current(&self) -> impl Iterator<Item = Record> {
         self.flows.iter().map(|flow| self.record(flow))
+    }
+
+    /// Calls `take` for current flows. One that is decided, and for which `take` returns true, is passed on only once:
+    /// not again, unless something else is decided, and not when it ends.
+    pub fn hand_over(&mut self, mut take: impl FnMut(&Record) -> bool) {
+        for id in self.flows.not_handed_over() {
+            let Some(flow) = self.flows.get(id) else { continue };
+            if take(&self.record(flow))
+                && let Some(flow) = self.flows.get_mut(id)
+            {
+                flow.set_handed_over();
+            }
+        }
     }
 
     /// The number of current flows.
@@ -386,7 +400,9 @@ impl Table {
 
     fn end(&mut self, id: u32) {
         self.look(id, true);
-        if let Some(flow) = self.flows.remove(id) {
+        if let Some(flow) = self.flows.remove(id)
+            && !flow.is_handed_over()
+        {
             self.ended.push(self.record(&flow));
         }
     }

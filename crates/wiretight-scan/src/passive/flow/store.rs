@@ -49,6 +49,8 @@ const RESET: u8 = 16;
 /// Both ends have sent more than a SYN.
 const ESTABLISHED: u8 = 32;
 const WHOLE: u8 = 64;
+/// It was [handed over](super::Table::hand_over) as it is now. Also unused places have this flag.
+const HANDED_OVER: u8 = 128;
 
 /// Flows that end after the same time, the one that was idle longest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,6 +126,18 @@ impl Flow {
     /// Replaces what was decided.
     pub fn change(&mut self, seen: Arc<Seen>) {
         self.seen = Some(seen);
+        self.flags &= !HANDED_OVER;
+    }
+
+    pub fn is_handed_over(&self) -> bool {
+        self.flags & HANDED_OVER != 0
+    }
+
+    /// What is decided is known elsewhere too, until it changes.
+    pub fn set_handed_over(&mut self) {
+        if self.seen.is_some() {
+            self.flags |= HANDED_OVER;
+        }
     }
 
     pub fn is_whole(&self) -> bool {
@@ -285,6 +299,12 @@ impl Flows {
         self.index.iter().filter_map(|(_, id)| self.get(*id))
     }
 
+    /// Those that were not handed over as they are now.
+    pub fn not_handed_over(&self) -> Vec<u32> {
+        let flows = self.flows.iter().zip(0..);
+        flows.filter(|(flow, _)| !flow.is_handed_over()).map(|(_, id)| id).collect()
+    }
+
     pub fn insert(&mut self, hash: u64, flow: Flow) -> u32 {
         let hash = hash as u32;
         let id = self.free;
@@ -311,7 +331,8 @@ impl Flows {
         entry.remove();
         self.unlink(id);
         let place = self.flows.get_mut(id as usize)?;
-        let empty = Flow::new(place.key, place.client, false, None, 0);
+        let mut empty = Flow::new(place.key, place.client, false, None, 0);
+        empty.flags = HANDED_OVER;
         let flow = std::mem::replace(place, empty);
         place.next = self.free;
         self.free = id;

@@ -6,6 +6,8 @@ use super::opening::MOST_BYTES;
 use super::*;
 use crate::passive;
 
+mod handing_over;
+
 const LIMITS: Limits = Limits { flows: 1000, undecided: 100, sample: 1 };
 const CLIENT: [u8; 4] = [10, 0, 0, 1];
 const SERVER: [u8; 4] = [10, 0, 0, 2];

@@ -40,8 +40,8 @@ const MAX_HOURS: usize = 3;
 const TCP: u8 = 6;
 const HOUR: u64 = Hour::LENGTH * 1_000_000_000;
 
-/// Both ends of a flow, in a fixed order.
-type Pair = (u8, SocketAddr, SocketAddr);
+/// Both ends of a flow, in a fixed order and without a zone.
+type Pair = Key;
 
 static NOTHING: LazyLock<Arc<Seen>> = LazyLock::new(|| {
     Arc::new(Seen {
@@ -211,15 +211,17 @@ impl Census {
 
     /// What the node carries now.
     pub(super) fn set_own(&mut self, own: Own) {
-        let sessions = own.sessions.into_iter();
-        self.sessions = sessions.map(|s| (pair(TCP, s.local, s.peer), Arc::new(s.seen))).collect();
-        let sessions = std::mem::take(&mut self.sessions);
-        for (pair, seen) in &sessions {
-            if let Some(flow) = self.find(*pair) {
-                better(flow, seen);
+        self.sessions.clear();
+        for Session { local, peer, seen } in own.sessions {
+            let [local, peer] = [local, peer].map(canonical);
+            let seen = Arc::new(seen);
+            if let Some((key, _)) = self.find(TCP, local, peer)
+                && let Some(flow) = self.flows.get_mut(&key)
+            {
+                better(flow, &seen);
             }
+            self.sessions.insert(pair(TCP, local, peer), seen);
         }
-        self.sessions = sessions;
         self.dials = own.dials.into_iter().collect();
         self.edge = own.edge;
     }
@@ -352,46 +354,62 @@ impl Census {
         self.ended.push((*key, flow));
     }
 
-    fn find(&mut self, (protocol, a, b): Pair) -> Option<&mut Flow> {
-        let of = |client, server| Key { protocol, zone: 0, client, server };
-        let key = [of(a, b), of(b, a)].into_iter().find(|key| self.flows.contains_key(key));
-        let key = key.or_else(|| self.translated.get(&(protocol, a, b)).copied())?;
-        self.flows.get_mut(&key)
+    /// The connection with these ends, if it is open. `a` is probably the client.
+    fn find(&self, protocol: u8, a: SocketAddr, b: SocketAddr) -> Option<(Key, &Flow)> {
+        let of = |client, server| {
+            let key = Key { protocol, zone: 0, client, server };
+            self.flows.get(&key).map(|flow| (key, flow))
+        };
+        let translated = || {
+            let key = self.translated.get(&pair(protocol, a, b))?;
+            self.flows.get(key).map(|flow| (*key, flow))
+        };
+        of(a, b).or_else(|| of(b, a)).or_else(translated)
     }
 
-    /// What the first packets of a flow have shown. `done`: no more will be said of it.
-    pub(super) fn seen(&mut self, record: &Record, done: bool) {
-        let Some(protocol) = number(record.transport, record.client) else { return };
+    /// What the first packets of a flow have shown. `done`: no more will be said of it. Returns whether its connection is
+    /// known, so that it need not be said again.
+    pub(super) fn seen(&mut self, record: &Record, done: bool) -> bool {
+        let Some(protocol) = number(record.transport, record.client) else { return false };
         if !has_ports(protocol) {
             if self.portless.len() >= MAX_ORPHANS {
                 self.portless.clear();
             }
             self.portless.insert(pair(protocol, record.client, record.server), record.seen.clone());
-            return;
+            return false;
         }
-        let pair = pair(protocol, record.client, record.server);
+        let [client, server] = [record.client, record.server].map(canonical);
+        let pair = pair(protocol, client, server);
         // A pair of ports may have been used before: these are the packets of the newest connection that was not announced
         // after them.
         let first = u64::try_from(record.first.as_nanosecond()).unwrap_or_default();
         let began = |flow: &Flow| flow.noticed <= first.saturating_add(AHEAD);
-        let same = || self.ended_by.get(&pair).into_iter().flatten().rev().copied();
+        let same = self.ended_by.get(&pair).map_or(&[][..], Vec::as_slice).iter().rev().copied();
         let is_late = |n: usize| self.ended.get(n).is_some_and(|(_, flow)| flow.noticed == LATE);
-        if same().any(is_late) {
-            return;
+        if same.clone().any(is_late) {
+            return false;
         }
-        let ended = same().find(|n| self.ended.get(*n).is_some_and(|(_, flow)| began(flow)));
-        match self.find(pair) {
-            Some(flow) if flow.noticed == LATE => return,
-            Some(flow) if began(flow) => return better(flow, &record.seen),
-            _ => {}
-        }
-        match ended.and_then(|n| self.ended.get_mut(n)) {
-            Some((_, flow)) => better(flow, &record.seen),
-            None if done && self.orphans.len() < MAX_ORPHANS => {
-                self.orphans.insert(pair, (record.seen.clone(), first, false));
+        let open = match self.find(protocol, client, server) {
+            Some((_, flow)) if flow.noticed == LATE => return false,
+            Some((key, flow)) if began(flow) => Some(key),
+            _ => None,
+        };
+        let mut same = same;
+        let flow = match open {
+            Some(key) => self.flows.get_mut(&key),
+            None => {
+                let ended = same.find(|n| self.ended.get(*n).is_some_and(|(_, flow)| began(flow)));
+                ended.and_then(|n| self.ended.get_mut(n)).map(|(_, flow)| flow)
             }
-            None => {}
+        };
+        if let Some(flow) = flow {
+            better(flow, &record.seen);
+            return true;
         }
+        if done && self.orphans.len() < MAX_ORPHANS {
+            self.orphans.insert(pair, (record.seen.clone(), first, false));
+        }
+        false
     }
 
     /// Adds to the totals. `interfaces`: bytes that interfaces have counted since the last call.
@@ -487,6 +505,9 @@ impl Census {
         let mut counted = self.counted;
         for flow in self.flows.values().chain(self.ended.iter().map(|(_, flow)| flow)) {
             let count = count(flow);
+            if count == Count::default() {
+                continue;
+            }
             add(&mut sum, flow, count);
             match flow.way {
                 Way::Forwarded => counted += 2 * count.bytes,
@@ -646,9 +667,13 @@ fn number(transport: Transport, of: SocketAddr) -> Option<u8> {
 }
 
 fn pair(protocol: u8, a: SocketAddr, b: SocketAddr) -> Pair {
-    let of = |addr: SocketAddr| SocketAddr::new(addr.ip().to_canonical(), addr.port());
-    let (a, b) = (of(a), of(b));
-    if a <= b { (protocol, a, b) } else { (protocol, b, a) }
+    let [a, b] = [a, b].map(canonical);
+    let (client, server) = if a <= b { (a, b) } else { (b, a) };
+    Key { protocol, zone: 0, client, server }
+}
+
+fn canonical(addr: SocketAddr) -> SocketAddr {
+    SocketAddr::new(addr.ip().to_canonical(), addr.port())
 }
 
 /// Both ends as packets have them at this machine's programs.

@@ -22,7 +22,7 @@ use wiretight_scan::judge::Level;
 use wiretight_scan::passive::file::Frame;
 use wiretight_scan::passive::flow::{Limits, Table};
 use wiretight_scan::passive::packets::LinkType;
-use wiretight_scan::passive::totals::{Gaps, Hour, Totals};
+use wiretight_scan::passive::totals::{Gaps, Hour, Totals, Way};
 
 use super::census::{Census, Own};
 use super::interfaces::Interfaces;
@@ -41,13 +41,19 @@ const LIMITS: Limits = Limits { flows: 65_536, undecided: 16_384, sample: 1 };
 const QUEUE: usize = 4 << 20;
 /// The longest request of the node: all connections of the relay.
 const MAX_ASKED: usize = 8 << 20;
-/// How long notifications are collected before they are read. Longer saves work, but programs may end meanwhile.
-const PACE: Duration = Duration::from_millis(5);
+/// How long notifications are collected before they are read: longer means fewer wake-ups. But a client here may end
+/// before its program is found, so shorter while connections to elsewhere begin, or the queue fills up.
+const PACE: Duration = Duration::from_millis(20);
+const SHORT_PACE: Duration = Duration::from_millis(5);
+/// How long after a connection to elsewhere the next one is expected.
+const OUTGOING: Duration = Duration::from_secs(1);
+/// More notifications than this in a [`PACE`] are many.
+const MANY: usize = 128;
 /// How often flows that have ended are collected.
 const COLLECT: Duration = Duration::from_secs(2);
 /// How often all connections are listed, and everything is added up. A list takes at most one part in `SHARE` of the time.
 const TICK: Duration = Duration::from_secs(10);
-const SHARE: u32 = 300;
+const SHARE: u32 = 1000;
 /// If nothing was read for so much longer than [`COLLECT`], what is read next is late.
 const BEHIND: Duration = Duration::from_millis(500);
 /// Datagrams that are read at a time from one socket.
@@ -187,7 +193,7 @@ impl Child {
             let may_ask = !fds[0].revents().is_empty();
             drop(fds);
             if let Some(watcher) = &mut self.watcher {
-                watcher.work();
+                watcher.work(ready);
             }
             if !answer.is_empty() {
                 match rustix::io::write(&output, &answer) {
@@ -311,6 +317,10 @@ struct Watcher {
     /// How long the last list took.
     took: Duration,
     read: Instant,
+    /// How long to wait after that.
+    pace: Duration,
+    /// When a connection to elsewhere began, whose program was asked for.
+    outgoing: Option<Instant>,
     collected: Instant,
     ticked: Instant,
     listed: Instant,
@@ -357,6 +367,8 @@ impl Watcher {
             list: List::None,
             took: Duration::ZERO,
             read: now,
+            pace: PACE,
+            outgoing: None,
             collected: now,
             ticked: now,
             listed: now,
@@ -371,17 +383,18 @@ impl Watcher {
     /// How long to sleep at most.
     fn wait(&self) -> Duration {
         if !self.may_read() {
-            return PACE.saturating_sub(self.read.elapsed());
+            return self.pace.saturating_sub(self.read.elapsed());
         }
         COLLECT.saturating_sub(self.collected.elapsed())
     }
 
     fn may_read(&self) -> bool {
-        self.list != List::None || self.read.elapsed() >= PACE
+        self.list != List::None || self.read.elapsed() >= self.pace
     }
 
-    fn work(&mut self) {
-        if self.may_read() {
+    /// `ready`: it waited for notifications, and not only for the time until they are read.
+    fn work(&mut self, ready: bool) {
+        if ready {
             self.read_tracking();
             self.read_packets();
         }
@@ -421,9 +434,13 @@ impl Watcher {
 
     fn read_tracking(&mut self) {
         self.census.behind |= self.read.elapsed() > COLLECT + BEHIND;
+        let (now, mut read, mut is_empty) = (wall(), 0, false);
         for _ in 0..AT_ONCE {
             match recv(&self.tracking, &mut self.buffer[..], RecvFlags::DONTWAIT) {
-                Ok((length, _)) => self.events(length.min(self.buffer.len())),
+                Ok((length, _)) => {
+                    read += 1;
+                    self.events(length.min(self.buffer.len()), now);
+                }
                 Err(Errno::INTR) => {}
                 Err(Errno::NOBUFS) => {
                     self.gaps.resyncs += 1;
@@ -440,15 +457,21 @@ impl Watcher {
                 }
                 Err(_) => {
                     self.census.behind = false;
+                    is_empty = true;
                     break;
                 }
             }
         }
         self.read = Instant::now();
+        let is_outgoing = self.outgoing.is_some_and(|at| at.elapsed() < OUTGOING);
+        self.pace = match is_empty {
+            false => Duration::ZERO,
+            true if is_outgoing || read > MANY => SHORT_PACE,
+            true => PACE,
+        };
     }
 
-    fn events(&mut self, length: usize) {
-        let now = wall();
+    fn events(&mut self, length: usize, now: u64) {
         let buffer = std::mem::take(&mut self.buffer);
         let mut ended = None;
         for message in netlink::messages(&buffer[..length]) {
@@ -462,9 +485,13 @@ impl Watcher {
                     // Those in the first list have begun long ago, and there may be many.
                     if let (Some(begun), Some(programs), false) =
                         (begun, &mut self.programs, listed)
-                        && let Some(program) = programs.of(&begun)
                     {
-                        self.census.set_program(&begun.key, program);
+                        if begun.way == Way::Out {
+                            self.outgoing = Some(Instant::now());
+                        }
+                        if let Some(program) = programs.of(&begun) {
+                            self.census.set_program(&begun.key, program);
+                        }
                     }
                 }
             }
@@ -540,9 +567,7 @@ impl Watcher {
     fn tick(&mut self) {
         self.ticked = Instant::now();
         self.collect();
-        for record in self.flows.current() {
-            self.census.seen(&record, false);
-        }
+        self.flows.hand_over(|record| self.census.seen(record, false));
         let bytes = self.count_interfaces();
         self.census.tick(wall(), bytes, std::mem::take(&mut self.gaps));
     }
@@ -562,9 +587,7 @@ impl Watcher {
         }
         // Packets are collected for a while by the kernel, too.
         self.read_packets();
-        for record in self.flows.current() {
-            self.census.seen(&record, false);
-        }
+        self.flows.hand_over(|record| self.census.seen(record, false));
     }
 
     fn problems(&self) -> Vec<String> {

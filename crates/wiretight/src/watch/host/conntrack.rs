@@ -1,5 +1,6 @@
 //! Connections as the kernel tracks them (linux/netfilter/nfnetlink_conntrack.h), parsed from its messages. Pure.
 
+use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 
 use wiretight_scan::passive::Transport;
@@ -17,13 +18,29 @@ const DELETE: u16 = SUBSYSTEM | 2;
 const FIXED: usize = 4;
 
 /// Identifies a connection: addresses as the client sees them, and the zone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Key {
     pub protocol: u8,
     pub zone: u16,
     /// For ICMP, the port of the client is the identifier.
     pub client: SocketAddr,
     pub server: SocketAddr,
+}
+
+impl Hash for Key {
+    /// In few whole words: every event is looked up several times.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let number = |ip: IpAddr| match ip {
+            IpAddr::V4(ip) => ip.to_bits().into(),
+            IpAddr::V6(ip) => ip.to_bits(),
+        };
+        let (client, server) = (number(self.client.ip()), number(self.server.ip()));
+        for half in [client, client >> 64, server, server >> 64] {
+            state.write_u64(half as u64);
+        }
+        let ports = u64::from(self.client.port()) << 16 | u64::from(self.server.port());
+        state.write_u64(u64::from(self.zone) << 40 | u64::from(self.protocol) << 32 | ports);
+    }
 }
 
 /// What the kernel says of a connection.

@@ -13,14 +13,15 @@ const FIXED: usize = 4;
 const FIRST: u32 = 12;
 /// Bytes of each of them.
 const LENGTH: u32 = 2048;
-/// Packets that the kernel collects before it wakes us, and how long, in hundredths of a second.
-pub(super) const BATCH: u32 = 64;
+/// Packets that the kernel collects before it wakes us, unless its buffer is full, and how long, in hundredths of a second.
+pub(super) const BATCH: u32 = 512;
 const PATIENCE: u32 = 10;
 /// The kernel's buffer for a batch, in bytes.
 const BUFFER: u32 = 128 << 10;
 /// The name of a table starts like this.
 pub(super) const TABLE: &str = "wiretight_watch";
 pub(super) const CHAIN: &str = "first";
+const COPY: &str = "copy";
 
 /// A packet that the kernel has copied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,21 +90,24 @@ pub(super) fn rules(table: &str, group: u16) -> String {
             "add chain inet {table} {name} {{ type filter hook {name} priority 10; policy accept; }}"
         )
     };
-    let first = |rule: &str| format!("add rule inet {table} {CHAIN} {rule}");
-    let copy = |direction: &str| {
-        first(&format!(
-            "ct direction {direction} ct {direction} packets <= {FIRST} \
-             log group {group} snaplen {LENGTH} queue-threshold {BATCH}"
-        ))
+    // Most packets are none of the first, so that is checked first.
+    let first = |direction: &str| {
+        format!(
+            "add rule inet {table} {CHAIN} ct direction {direction} \
+             ct {direction} packets <= {FIRST} goto {COPY}"
+        )
     };
+    let copy = |rule: &str| format!("add rule inet {table} {COPY} {rule}");
     [
         format!("add chain inet {table} {CHAIN}"),
+        format!("add chain inet {table} {COPY}"),
         hook("input"),
         hook("output"),
         hook("forward"),
-        first("meta l4proto tcp tcp flags & (syn|fin|rst|psh) == 0 meta length < 100 return"),
-        copy("original"),
-        copy("reply"),
+        copy("meta l4proto tcp tcp flags & (syn|fin|rst|psh) == 0 meta length < 100 return"),
+        copy(&format!("log group {group} snaplen {LENGTH} queue-threshold {BATCH}")),
+        first("original"),
+        first("reply"),
         format!("add rule inet {table} input iif != 1 jump {CHAIN}"),
         format!("add rule inet {table} output jump {CHAIN}"),
         format!("add rule inet {table} forward jump {CHAIN}"),
