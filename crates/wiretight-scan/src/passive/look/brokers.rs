@@ -265,7 +265,10 @@ pub(super) fn drda(opening: &Opening<'_>) -> Verdict {
         [] => None,
         [h, l, 0xd0, 1..=0x53, _, _, ih, il, p1, p2, ..] => {
             let (outer, inner) = (u16::from_be_bytes([h, l]), u16::from_be_bytes([ih, il]));
-            Some(inner + 6 == outer && points.contains(&u16::from_be_bytes([p1, p2])))
+            Some(
+                inner.checked_add(6) == Some(outer)
+                    && points.contains(&u16::from_be_bytes([p1, p2])),
+            )
         }
         [_, _, 0xd0, ..] | [_] | [_, _] => None,
         _ => Some(false),
