@@ -488,8 +488,11 @@ fn the_guides_witnesses_monitor_and_backup_work_literally() {
     assert_eq!(started.matches("the witness is ready").count(), 2, "{started}");
     site.follow(part(guide, "## Run a monitor"));
     let list = "wiretight monitor list --state /var/lib/wiretight-monitor --watch service/db";
-    let listed = site.run("audit", list, "").good().out;
-    assert!(listed.contains("spiffe://example.org/service/db"), "{listed}");
+    let mut listed = String::new();
+    wait_for("the monitor has read the log", || {
+        listed = site.run("audit", list, "").good().out;
+        listed.contains("spiffe://example.org/service/db")
+    });
 
     site.follow(part(guide, "## State and backup"));
     witnessed(&mut site, "auth2");
