@@ -267,10 +267,11 @@ fn put_at(
         }
         file.sync_all()?;
         // Some network file systems know no flags.
-        Ok(match how.is_empty() {
+        match how.is_empty() {
             true => renameat(dir, &temporary, dir, name)?,
             false => renameat_with(dir, &temporary, dir, name, how)?,
-        })
+        }
+        Ok(())
     };
     write().inspect_err(|_: &io::Error| {
         let _ = unlinkat(dir, &temporary, AtFlags::empty()); // the disk may be full
