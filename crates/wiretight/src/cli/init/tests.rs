@@ -13,7 +13,7 @@ fn init(line: &[&str], typed: Option<&str>) -> anyhow::Result<()> {
     init.plan(&mut Questions::of(typed.map(Cursor::new)))
 }
 
-/// The file that is written, or the error.
+/// The file that is written, or the error; as if it were in /etc/wiretight.
 fn written(line: &[&str], typed: Option<&str>) -> Result<String, String> {
     let temp = tempfile::tempdir().unwrap();
     let file = temp.path().join("wiretight.toml");
@@ -21,7 +21,7 @@ fn written(line: &[&str], typed: Option<&str>) -> Result<String, String> {
     line.extend(["--config", file.to_str().unwrap()]);
     let done = init(&line, typed).map_err(|e| format!("{e:#}"));
     match (done, fs::read_to_string(&file)) {
-        (Ok(()), Ok(text)) => Ok(text),
+        (Ok(()), Ok(text)) => Ok(text.replace(temp.path().to_str().unwrap(), "/etc/wiretight")),
         (Err(why), Err(_)) => Err(why),
         (done, text) => panic!("{done:?}, but {text:?}"),
     }
