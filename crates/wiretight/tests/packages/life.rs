@@ -136,6 +136,12 @@ fn a_fresh_debian_reaches_its_first_encrypted_query_and_lives_on() {
     web.run("nft delete table inet wiretight");
     web.run(&format!("dpkg -i {deb} && {answer} && dpkg --purge wiretight"));
     assert!(!web.exists("/var/lib/wiretight") && !web.exists("/etc/wiretight"));
+
+    // A key beside the configuration needs an answer too, when there is no state.
+    web.run(&format!("dpkg -i {deb} && echo key >/etc/wiretight/auditor.key"));
+    let said = web.run("dpkg --purge wiretight").all();
+    assert!(said.contains("kept, with keys: /etc/wiretight"), "{said}");
+    assert!(web.exists("/etc/wiretight/auditor.key"));
     db_node.kill();
 }
 
