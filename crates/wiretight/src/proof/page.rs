@@ -285,27 +285,35 @@ fn rows(head: &Markup, rows: &[Markup], label: &str) -> Markup {
     }
 }
 
+/// A row about an algorithm; `more` are further cells.
+fn algorithm(a: &wiretight_keys::claims::Algorithm, more: &Markup) -> Markup {
+    html! { tr {
+        th scope="row" { (clean(&a.version)) }
+        td { (clean(&a.key_exchange)) }
+        td { (clean(&a.cipher)) }
+        td { (if a.post_quantum { "yes" } else { "no" }) }
+        td.n { (grouped(a.amount.connections)) }
+        td.n { (amount(a.amount.bytes, Unit::Bytes)) }
+        (more)
+    } }
+}
+
+fn algorithm_head(more: &Markup) -> Markup {
+    html! { tr {
+        th scope="col" { "Protocol" } th scope="col" { "Key exchange" } th scope="col" { "Cipher" }
+        th scope="col" { "Post-quantum" } th.n scope="col" { "Connections" } th.n scope="col" { "Bytes" }
+        (more)
+    } }
+}
+
 fn algorithms(facts: &PublicFacts, window: &Window) -> Markup {
     let mut encrypted = window.encrypted.amount;
     encrypted.add(window.weak.amount);
     let row = |a: &wiretight_keys::claims::Algorithm| {
         let share = permille(a.amount.bytes, encrypted.bytes, Round::Down);
-        html! { tr {
-            th scope="row" { (clean(&a.version)) }
-            td { (clean(&a.key_exchange)) }
-            td { (clean(&a.cipher)) }
-            td { (if a.post_quantum { "yes" } else { "no" }) }
-            td.n { (grouped(a.amount.connections)) }
-            td.n { (amount(a.amount.bytes, Unit::Bytes)) }
-            td.n { (percent(share)) }
-            td.meter { (meter(share)) }
-        } }
+        algorithm(a, &html! { td.n { (percent(share)) } td.meter { (meter(share)) } })
     };
-    let head = html! { tr {
-        th scope="col" { "Protocol" } th scope="col" { "Key exchange" } th scope="col" { "Cipher" }
-        th scope="col" { "Post-quantum" } th.n scope="col" { "Connections" } th.n scope="col" { "Bytes" }
-        th.n scope="col" { "Of encrypted bytes" } td {}
-    } };
+    let head = algorithm_head(&html! { th.n scope="col" { "Of encrypted bytes" } td {} });
     let all: Vec<Markup> = facts.algorithms.rows.iter().map(row).collect();
     html! {
         section aria-labelledby="algorithms" {
@@ -403,21 +411,8 @@ fn gaps(facts: &PublicFacts) -> Markup {
 /// What machines report, as long as nothing is logged.
 fn reported(facts: &PublicFacts, sum: &Reported) -> Markup {
     let next = facts.at / HOUR * HOUR + HOUR;
-    let row = |a: &wiretight_keys::claims::Algorithm| {
-        html! { tr {
-            th scope="row" { (clean(&a.version)) }
-            td { (clean(&a.key_exchange)) }
-            td { (clean(&a.cipher)) }
-            td { (if a.post_quantum { "yes" } else { "no" }) }
-            td.n { (grouped(a.amount.connections)) }
-            td.n { (amount(a.amount.bytes, Unit::Bytes)) }
-        } }
-    };
-    let head = html! { tr {
-        th scope="col" { "Protocol" } th scope="col" { "Key exchange" } th scope="col" { "Cipher" }
-        th scope="col" { "Post-quantum" } th.n scope="col" { "Connections" } th.n scope="col" { "Bytes" }
-    } };
-    let all: Vec<Markup> = sum.algorithms.iter().map(row).collect();
+    let head = algorithm_head(&html! {});
+    let all: Vec<Markup> = sum.algorithms.iter().map(|a| algorithm(a, &html! {})).collect();
     let of = |n: usize| {
         format!("{n} of {} {}", sum.members, if sum.members == 1 { "machine" } else { "machines" })
     };
