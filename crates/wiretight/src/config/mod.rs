@@ -20,6 +20,7 @@ mod exception;
 mod intercept;
 mod limits;
 mod publish;
+mod release;
 mod report;
 mod section;
 #[cfg(test)]
@@ -52,6 +53,7 @@ pub(crate) use edit::ModeEdit;
 pub use exception::{Exception, Subject};
 pub use intercept::Intercept;
 pub use publish::Publish;
+pub use release::Release;
 use report::{Complaint, Report};
 pub(crate) use value::parse_duration;
 pub use watch::Watch;
@@ -86,6 +88,8 @@ pub struct Config {
     pub watch: Option<Watch>,
     /// `[publish]`
     pub publish: Option<Publish>,
+    /// `[release]`
+    pub release: Option<Release>,
     /// `[edge]` and all `[[site]]`.
     pub edge: EdgeSettings,
     /// The sources of the sites' certificates, in the order of [`EdgeSettings::sites`].
@@ -162,6 +166,10 @@ pub struct Authority {
     pub svid_ttl: Duration,
     /// Lifetime of the intermediate that signs SVIDs; at least four times `svid_ttl`.
     pub intermediate_ttl: Duration,
+    /// Whether nodes get identities only if they have shown that they run a release that `[release]` accepts.
+    pub require_release: bool,
+    /// How long a node may be without one.
+    pub release_grace: Duration,
 }
 
 impl Config {

@@ -31,7 +31,7 @@ use wiretight_store::{SqliteStore, Store};
 use super::admin;
 use super::daemon::Daemon;
 use super::publishing::Publishing;
-use super::reporting::Reporting;
+use super::reporting::{self, Reporting};
 use super::takeover::{Door, Passed, Predecessor, Successor};
 use crate::acme::{self, Acme, DnsHook, RealClock};
 use crate::acme_server;
@@ -43,6 +43,7 @@ use crate::authority::{Authority, AuthorityError, AuthorityHandle, AuthorityPara
 use crate::config::Config;
 use crate::console::session::Sessions;
 use crate::console::{Console, Sources};
+use crate::control::report::ReportedRelease;
 use crate::intercept::Interception;
 use crate::logging::chain;
 use crate::private_dir::PrivateDir;
@@ -81,8 +82,11 @@ pub fn run(config: Config, take_over: bool) -> anyhow::Result<()> {
         .context("cannot start the process that runs dns_command")?;
     let interception = Interception::begin(&config, state.path())?;
     let watching = Watching::begin(&config);
+    // The sandbox hides the program and its proof.
+    let release = reporting::own_release(&config);
     let roots = config.acme.iter().filter_map(|ca| ca.roots.as_ref());
     let policy = config.witnesses.iter().map(|w| &w.policy);
+    let policy = policy.chain(config.release.iter().map(|r| &r.policy));
     let reads = token.chain(files::files(&config)).chain(roots).chain(policy);
     // The sandbox makes the directory of each file readable.
     let scans = config.console.iter().filter_map(|c| c.scans.as_ref()).map(|dir| dir.join("*"));
@@ -128,7 +132,7 @@ pub fn run(config: Config, take_over: bool) -> anyhow::Result<()> {
         config,
         &state,
         sockets,
-        (dns_hook, interception, watching),
+        (dns_hook, interception, watching, release),
         (sandbox, workers),
     )?;
     let mut predecessor = predecessor.zip(expected);
@@ -177,6 +181,8 @@ struct Plane {
     dns_hook: Option<Arc<DnsHook>>,
     interception: Option<Arc<Interception>>,
     watching: Option<Arc<Watching>>,
+    /// Which release this is.
+    release: Option<ReportedRelease>,
     sockets: Arc<Sockets>,
     /// The listening sockets of the control part.
     held: Mutex<HashMap<SocketAddr, TcpListener>>,
@@ -198,10 +204,11 @@ impl Plane {
         config: Config,
         state: &PrivateDir,
         sockets: Sockets,
-        (dns_hook, interception, watching): (
+        (dns_hook, interception, watching, release): (
             Option<DnsHook>,
             Option<Interception>,
             Option<Watching>,
+            Option<ReportedRelease>,
         ),
         (sandbox, workers): (Sandbox, usize),
     ) -> anyhow::Result<Plane> {
@@ -230,6 +237,7 @@ impl Plane {
             dns_hook: dns_hook.map(Arc::new),
             interception: interception.map(Arc::new),
             watching: watching.map(Arc::new),
+            release,
             sockets,
             held: Mutex::default(),
             sandbox,
@@ -446,7 +454,7 @@ impl Control<'_> {
         if let Some(authority) = daemon.authority.clone() {
             tokio::spawn(publishing.run(authority, plane.config.clone()));
         }
-        let reporting = Reporting::begin(PrivateDir::open(state.path())?);
+        let reporting = Reporting::begin(PrivateDir::open(state.path())?, plane.release.clone());
         tokio::spawn(reporting.run(daemon.clone()));
         tokio::spawn(watchdog());
         let (node, trust_domain) = (&config.node.name, &config.node.trust_domain);

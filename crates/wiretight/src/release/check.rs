@@ -76,6 +76,11 @@ pub enum NotProved {
         "the proof is for other files: the SHA-256 of this one is {sha256}, and {release} has {files}"
     )]
     OtherFile { sha256: String, release: String, files: String },
+    #[error(
+        "the proof is for the file {file} of {name}, not for the program {}",
+        super::own::PROGRAM
+    )]
+    OtherProgram { file: String, name: String },
     #[error("the {what} was not signed by the policy's publisher, {publisher}")]
     NotByPublisher { what: &'static str, publisher: String },
     #[error("the {what}: {error}")]

@@ -4,7 +4,11 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::check::Artifact;
+use semver::Version;
+
+use super::check::{Artifact, NotProved, Proved, check};
+use super::policy::ReleasePolicy;
+use super::proof::ReleaseProof;
 
 /// The name of the program in its releases, and of its file there.
 pub const PROGRAM: &str = "wiretight";
@@ -19,4 +23,19 @@ pub fn proof_of(file: &Path) -> PathBuf {
     let mut name = file.as_os_str().to_owned();
     name.push(".proof");
     name.into()
+}
+
+/// The same as [`check()`] for this program: the proof of another file of the release is not enough.
+pub fn check_program(
+    policy: &ReleasePolicy,
+    proof: &ReleaseProof,
+    artifact: Artifact,
+    now: u64,
+    floor: Option<&Version>,
+) -> Result<Proved, NotProved> {
+    let proved = check(policy, proof, artifact, now, floor)?;
+    match proved.name == PROGRAM && proved.file == PROGRAM {
+        true => Ok(proved),
+        false => Err(NotProved::OtherProgram { file: proved.file, name: proved.name }),
+    }
 }
