@@ -29,7 +29,7 @@ pub enum LedgerError {
     Missing { path: PathBuf },
     #[error("{path} is already a release log: do not use --new")]
     Exists { path: PathBuf },
-    #[error("cannot create {path}: {source}")]
+    #[error("cannot create {path}")]
     Create { path: PathBuf, source: std::io::Error },
     #[error(transparent)]
     Store(#[from] wiretight_store::Error),

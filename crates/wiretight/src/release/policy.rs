@@ -55,7 +55,7 @@ pub struct ReleasePolicy {
 /// Why a policy file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ReleasePolicyError {
-    #[error("cannot read the release policy {path}: {source}")]
+    #[error("cannot read the release policy {path}")]
     Unreadable { path: String, source: std::io::Error },
     #[error("{path}, {error}")]
     Malformed { path: String, error: PolicyError },

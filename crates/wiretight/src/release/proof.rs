@@ -21,7 +21,7 @@ pub const MAX_REBUILDS: usize = 64;
 pub enum ReleaseProofError {
     #[error("it is larger than {MAX_PROOF} bytes")]
     TooLarge,
-    #[error("it is not a file that `wiretight release prove` writes: {0}")]
+    #[error("it is not a file that `wiretight release prove` writes")]
     Json(#[from] serde_json::Error),
     #[error("its format is {0:?}; this program knows {FORMAT}")]
     Format(String),

@@ -365,7 +365,8 @@ fn a_policy_says_what_it_does_without() {
 fn a_file_with_proofs_is_bounded_and_strict() {
     let world = world();
     let text = world.proof(&world.honest(), &[0, 1], NOW).to_string();
-    let wrong = |text: &str| ReleaseProof::parse(text.as_bytes()).unwrap_err().to_string();
+    let wrong =
+        |text: &str| crate::logging::chain(&ReleaseProof::parse(text.as_bytes()).unwrap_err());
     assert!(wrong(&text.replace("-proof/v1", "-proof/v2")).contains("its format"));
     assert!(wrong(&text.replacen("\"entry\"", "\"x\": 1, \"entry\"", 1)).contains("unknown field"));
     assert!(wrong(&"x".repeat((1 << 20) + 1)).contains("larger than"));
