@@ -46,7 +46,7 @@ pub struct NodeFacts {
     /// The last hour whose totals it sent.
     pub last_hour: Option<u64>,
     /// Which release it runs, by its own word.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "NodeRelease::is_unknown")]
     pub release: NodeRelease,
 }
 

@@ -80,6 +80,13 @@ pub struct NodeRelease {
     pub refused_in: Option<u64>,
 }
 
+impl NodeRelease {
+    /// Whether nothing is known, and nothing follows.
+    pub fn is_unknown(&self) -> bool {
+        *self == NodeRelease::default()
+    }
+}
+
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ReleaseVerdict {
@@ -100,6 +107,25 @@ impl ReleaseVerdict {
             ReleaseVerdict::Proved(proved) => Some(proved),
             _ => None,
         }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn proved_example(version: &str) -> ReleaseVerdict {
+        let version: Version = version.parse().expect("a version");
+        ReleaseVerdict::Proved(Box::new(Proved {
+            name: "wiretight".into(),
+            minimum: version.clone(),
+            version,
+            expires: jiff::Timestamp::MAX,
+            file: "wiretight".into(),
+            sha256: "9d".repeat(32),
+            tree: "5f".repeat(20),
+            origin: "example.org/releases".into(),
+            index: 7,
+            witnessed: None,
+            rebuilt: vec!["ngo".into(), "uni".into()],
+            differ: Vec::new(),
+        }))
     }
 
     /// Why the release is not proved.
@@ -244,8 +270,8 @@ impl State {
         policy: Option<&ReleasePolicy>,
         now: u64,
     ) -> ReleaseVerdict {
-        let Some(said) = said else { return ReleaseVerdict::Unknown };
         let Some(policy) = policy else { return ReleaseVerdict::Unchecked };
+        let Some(said) = said else { return ReleaseVerdict::Unknown };
         if std::mem::replace(&mut self.minute, now / 60) != now / 60 {
             self.verdicts.clear();
         }
