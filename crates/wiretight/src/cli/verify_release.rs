@@ -110,10 +110,11 @@ impl By {
             Some(file) => (file.to_owned(), super::release::artifact(file)?),
             None => (std::env::current_exe()?, own::running().context("cannot read this program")?),
         };
-        let (good, refused, proved) = match self.proved(&policy, &place, artifact, file.is_none())? {
-            Ok(proved) => (true, None, Some(proved)),
-            Err(why) => (false, Some(why), None),
-        };
+        let (good, refused, proved) =
+            match self.proved(&policy, &place, artifact, file.is_none())? {
+                Ok(proved) => (true, None, Some(proved)),
+                Err(why) => (false, Some(why), None),
+            };
         let file = place.display().to_string();
         Ok(Report { file, good, refused, proved, weak: policy.weaknesses() })
     }
@@ -132,19 +133,9 @@ impl By {
             Ok(proof) => proof,
             Err(why) => return Ok(Err(format!("{}: {}", path.display(), chain(&why)))),
         };
-        let proved = match check(policy, &proof, artifact, now(), self.minimum.as_ref()) {
-            Ok(proved) => proved,
-            Err(why) => return Ok(Err(chain(&why))),
-        };
-        if own && (proved.name != own::PROGRAM || proved.file != own::PROGRAM) {
-            return Ok(Err(format!(
-                "the proof is for {} of {}, not for the program {}",
-                proved.file,
-                proved.name,
-                own::PROGRAM
-            )));
-        }
-        Ok(Ok(proved))
+        let decide = if own { own::check_program } else { check };
+        let proved = decide(policy, &proof, artifact, now(), self.minimum.as_ref());
+        Ok(proved.map_err(|why| chain(&why)))
     }
 }
 
@@ -193,7 +184,9 @@ impl Report {
             ));
             lines.push("  not verified: what the source does, which can be read, and the compiler that all of them used".into());
         }
-        lines.extend(self.weak.iter().map(|weakness| format!("  {} {weakness}", term::bad("weak policy:"))));
+        lines.extend(
+            self.weak.iter().map(|weakness| format!("  {} {weakness}", term::bad("weak policy:"))),
+        );
         lines.join("\n") + "\n"
     }
 }

@@ -20,10 +20,11 @@ use super::exception::read_exceptions;
 use super::intercept::read_intercept;
 use super::limits;
 use super::publish::read_publish;
+use super::release::read_release;
 use super::report::{Complaint, Report, bare, not_toml};
 use super::section::{
     ACME_SERVER, AUTHORITY, CONSOLE, DIAL, EXCEPTION, INTERCEPT, LOG, Located, NODE, PUBLISH,
-    SERVICE, Section, Setting, WATCH, WITNESSES, many, one, unknown_at_top,
+    RELEASE, SERVICE, Section, Setting, WATCH, WITNESSES, many, one, unknown_at_top,
 };
 use super::value::*;
 use super::watch::read_watch;
@@ -104,6 +105,8 @@ pub(super) fn read_document(report: &mut Report<'_>, text: &str) -> Option<Confi
     let watch = one(report, &mut root, &WATCH).map(|section| read_watch(report, section));
     let publish = one(report, &mut root, &PUBLISH)
         .map(|section| read_publish(report, section, across.authority_line));
+    let release =
+        one(report, &mut root, &RELEASE).and_then(|section| read_release(report, section));
     let acme_server = one(report, &mut root, &ACME_SERVER)
         .map(|section| read_acme_server(report, section, across.authority_line, &mut across));
     let with_acme = acme_server.is_some();
@@ -137,6 +140,7 @@ pub(super) fn read_document(report: &mut Report<'_>, text: &str) -> Option<Confi
         exceptions,
         watch,
         publish,
+        release,
         edge,
         site_certificates,
         acme,

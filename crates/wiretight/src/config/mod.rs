@@ -20,6 +20,7 @@ mod exception;
 mod intercept;
 mod limits;
 mod publish;
+mod release;
 mod report;
 mod section;
 #[cfg(test)]
@@ -52,6 +53,7 @@ pub(crate) use edit::ModeEdit;
 pub use exception::{Exception, Subject};
 pub use intercept::Intercept;
 pub use publish::Publish;
+pub use release::Release;
 use report::{Complaint, Report};
 pub(crate) use value::parse_duration;
 pub use watch::Watch;
@@ -86,6 +88,8 @@ pub struct Config {
     pub watch: Option<Watch>,
     /// `[publish]`
     pub publish: Option<Publish>,
+    /// `[release]`
+    pub release: Option<Release>,
     /// `[edge]` and all `[[site]]`.
     pub edge: EdgeSettings,
     /// The sources of the sites' certificates, in the order of [`EdgeSettings::sites`].

@@ -218,6 +218,16 @@ pub(super) const PUBLISH: Shape = Shape {
     ],
 };
 
+pub(super) const RELEASE: Shape = Shape {
+    name: "release",
+    repeats: false,
+    title: "",
+    keys: &[
+        ("policy", r#""/etc/wiretight/release.policy""#),
+        ("proof", r#""/usr/share/wiretight/wiretight.proof""#),
+    ],
+};
+
 pub(super) const CONSOLE: Shape = Shape {
     name: "console",
     repeats: false,
@@ -225,7 +235,7 @@ pub(super) const CONSOLE: Shape = Shape {
     keys: &[("listen", r#""127.0.0.1:7492""#), ("scans", r#""/srv/wiretight/scans""#)],
 };
 
-pub(super) const SHAPES: [&Shape; 15] = [
+pub(super) const SHAPES: [&Shape; 16] = [
     &NODE,
     &AUTHORITY,
     &WITNESSES,
@@ -241,6 +251,7 @@ pub(super) const SHAPES: [&Shape; 15] = [
     &ACME,
     &ACME_SERVER,
     &CONSOLE,
+    &RELEASE,
 ];
 
 impl Shape {

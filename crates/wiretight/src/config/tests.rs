@@ -421,7 +421,7 @@ fn every_error_names_the_place_the_problem_and_the_next_step() {
 #[test]
 fn advice_in_errors_is_valid() {
     let text = expand(
-        "$NODE\n$AUTHORITY\n$WITNESSES\n[log]\npublic = false\n$SERVICE\n$DIAL\n$INTERCEPT\n$EXCEPTION\n[watch]\nkeep = \"2h\"\n[publish]\ntitle = \"a\"\n$EDGE\n$SITE\n$ACME\n$ACME_SERVER\n[console]\nlisten = \"127.0.0.1:7492\"",
+        "$NODE\n$AUTHORITY\n$WITNESSES\n[log]\npublic = false\n$SERVICE\n$DIAL\n$INTERCEPT\n$EXCEPTION\n[watch]\nkeep = \"2h\"\n[publish]\ntitle = \"a\"\n$EDGE\n$SITE\n$ACME\n$ACME_SERVER\n[console]\nlisten = \"127.0.0.1:7492\"\n[release]\npolicy = \"/a\"",
     );
     assert!(parse(&text).is_ok());
     for shape in SHAPES {

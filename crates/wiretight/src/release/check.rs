@@ -72,8 +72,15 @@ pub struct Proved {
 /// Why a file is not proved.
 #[derive(Debug, thiserror::Error)]
 pub enum NotProved {
-    #[error("the proof is for other files: the SHA-256 of this one is {sha256}, and {release} has {files}")]
+    #[error(
+        "the proof is for other files: the SHA-256 of this one is {sha256}, and {release} has {files}"
+    )]
     OtherFile { sha256: String, release: String, files: String },
+    #[error(
+        "the proof is for the file {file} of {name}, not for the program {}",
+        super::own::PROGRAM
+    )]
+    OtherProgram { file: String, name: String },
     #[error("the {what} was not signed by the policy's publisher, {publisher}")]
     NotByPublisher { what: &'static str, publisher: String },
     #[error("the {what}: {error}")]
@@ -88,9 +95,13 @@ pub enum NotProved {
     SourceAfterRelease,
     #[error("{}", rebuilds(.needed, .rebuilt, .differ, .missing))]
     NotRebuilt { needed: usize, rebuilt: Vec<String>, differ: Vec<String>, missing: Vec<String> },
-    #[error("version {version} expired at {expires}: install a newer one, which the publisher must have made by now")]
+    #[error(
+        "version {version} expired at {expires}: install a newer one, which the publisher must have made by now"
+    )]
     Expired { version: Version, expires: Timestamp },
-    #[error("version {version} is older than {minimum}, the oldest that may be installed since a later release: it has a known fault")]
+    #[error(
+        "version {version} is older than {minimum}, the oldest that may be installed since a later release: it has a known fault"
+    )]
     TooOld { version: Version, minimum: Version },
 }
 
