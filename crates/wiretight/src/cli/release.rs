@@ -14,9 +14,9 @@ use semver::Version;
 use serde_json::json;
 use wiretight_keys::token::hex;
 use wiretight_proxy::clock::now;
+use wiretight_tlog::LogSigner;
 use wiretight_tlog::note::{KeyName, MAX_NOTE};
 use wiretight_tlog::tile::MAX_ENTRY;
-use wiretight_tlog::LogSigner;
 use zeroize::Zeroizing;
 
 use super::{Output, term};
@@ -212,7 +212,10 @@ impl Keygen {
         let private = Zeroizing::new(format!("{}\n", *signer.to_private()?));
         let file = File::options().write(true).create_new(true).mode(0o600).open(&self.out);
         let mut file = file.with_context(|| {
-            format!("cannot create {}. An existing key is not overwritten: move it away first.", self.out.display())
+            format!(
+                "cannot create {}. An existing key is not overwritten: move it away first.",
+                self.out.display()
+            )
         })?;
         let written = file.write_all(private.as_bytes()).and_then(|()| file.sync_all());
         written.with_context(|| format!("cannot write {}", self.out.display()))?;
@@ -282,7 +285,8 @@ impl Append {
         let done: Vec<_> = self.entries.iter().zip(indexes?).collect();
         let shown = done.iter().map(|(file, index)| json!({ "file": file, "index": index }));
         self.out.print(&shown.collect::<Vec<_>>(), |_| {
-            let line = |(file, index): &(&PathBuf, u64)| format!("{}: entry {index}\n", file.display());
+            let line =
+                |(file, index): &(&PathBuf, u64)| format!("{}: entry {index}\n", file.display());
             done.iter().map(line).collect()
         })
     }
@@ -290,7 +294,8 @@ impl Append {
 
 impl Prove {
     async fn run(self) -> anyhow::Result<()> {
-        let artifacts = self.files.iter().map(|path| artifact(path)).collect::<Result<Vec<_>, _>>()?;
+        let artifacts =
+            self.files.iter().map(|path| artifact(path)).collect::<Result<Vec<_>, _>>()?;
         let ledger = self.at.open(false).await?;
         let mut proofs = Vec::new();
         for (file, artifact) in self.files.iter().zip(artifacts) {
@@ -311,7 +316,9 @@ impl Prove {
 impl Rebuild {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let (source, release) = self.wanted()?;
-        let Entry::Source(from) = source.entry() else { bail!("this is not the entry of a source") };
+        let Entry::Source(from) = source.entry() else {
+            bail!("this is not the entry of a source")
+        };
         self.is_source(from)?;
         let temporary;
         let built = match &self.built {
@@ -325,7 +332,10 @@ impl Rebuild {
                     .arg(temporary.path())
                     .status()
                     .context("cannot run scripts/release: is this a checkout of the source?")?;
-                ensure!(status.success(), "scripts/release failed ({status}); its messages are above");
+                ensure!(
+                    status.success(),
+                    "scripts/release failed ({status}); its messages are above"
+                );
                 temporary.path()
             }
         };
@@ -344,7 +354,8 @@ impl Rebuild {
         let differences = release.map(|release| differences(&release.files, &rebuilt.files));
         self.signed.write(Entry::Rebuild(rebuilt))?;
         let same = differences.as_ref().is_none_or(Vec::is_empty);
-        let shown = json!({ "same": differences.as_ref().map(Vec::is_empty), "differ": differences });
+        let shown =
+            json!({ "same": differences.as_ref().map(Vec::is_empty), "differ": differences });
         self.json.print(&shown, |_| match &differences {
             None => "built; there is no release yet to compare with\n".into(),
             Some(none) if none.is_empty() => "every file of the release is the same here\n".into(),
@@ -370,7 +381,11 @@ impl Rebuild {
         if self.built.is_some() {
             return Ok(()); // its source.txt tells
         }
-        let git = Command::new("git").arg("-C").arg(&self.dir).args(["rev-parse", "HEAD^{tree}"]).output();
+        let git = Command::new("git")
+            .arg("-C")
+            .arg(&self.dir)
+            .args(["rev-parse", "HEAD^{tree}"])
+            .output();
         let git = git.context("cannot run git")?;
         let tree = String::from_utf8_lossy(&git.stdout);
         ensure!(
@@ -392,7 +407,12 @@ fn differences(theirs: &[Made], ours: &[Made]) -> Vec<String> {
         match ours.iter().find(|other| other.name == file.name) {
             None => found.push(format!("{}: not built here", file.name)),
             Some(other) if other != file => {
-                found.push(format!("{}: released {}, built here {}", file.name, sum(file), sum(other)));
+                found.push(format!(
+                    "{}: released {}, built here {}",
+                    file.name,
+                    sum(file),
+                    sum(other)
+                ));
             }
             Some(_) => {}
         }
@@ -407,7 +427,8 @@ fn named(path: &Path) -> String {
 }
 
 fn text(path: &Path) -> anyhow::Result<String> {
-    let bytes = read_bounded(path, MAX_TEXT).with_context(|| format!("cannot read {}", path.display()))?;
+    let bytes =
+        read_bounded(path, MAX_TEXT).with_context(|| format!("cannot read {}", path.display()))?;
     String::from_utf8(bytes).with_context(|| format!("{} is not UTF-8", path.display()))
 }
 
@@ -418,12 +439,16 @@ fn files(path: &Path) -> anyhow::Result<Vec<Made>> {
 fn entry(path: &Path) -> anyhow::Result<SignedEntry> {
     let bytes = read_bounded(path, MAX_ENTRY.max(MAX_NOTE));
     let bytes = bytes.with_context(|| format!("cannot read {}", path.display()))?;
-    let text = String::from_utf8(bytes).with_context(|| format!("{} is not UTF-8", path.display()))?;
-    SignedEntry::parse(&text).with_context(|| format!("{} is not an entry of a release log", path.display()))
+    let text =
+        String::from_utf8(bytes).with_context(|| format!("{} is not UTF-8", path.display()))?;
+    SignedEntry::parse(&text)
+        .with_context(|| format!("{} is not an entry of a release log", path.display()))
 }
 
 fn signer(path: &Path) -> anyhow::Result<LogSigner> {
-    let bytes = Zeroizing::new(read_bounded(path, MAX_KEY).with_context(|| format!("cannot read {}", path.display()))?);
+    let bytes = Zeroizing::new(
+        read_bounded(path, MAX_KEY).with_context(|| format!("cannot read {}", path.display()))?,
+    );
     let text = str::from_utf8(&bytes).ok().map(str::trim_end);
     let key = text.and_then(|text| LogSigner::parse(text).ok());
     key.with_context(|| {
@@ -435,4 +460,3 @@ pub(super) fn artifact(path: &Path) -> anyhow::Result<Artifact> {
     let unreadable = || format!("cannot read {}", path.display());
     Artifact::of(File::open(path).with_context(unreadable)?).with_context(unreadable)
 }
-

@@ -29,7 +29,7 @@ pub enum LedgerError {
     Missing { path: PathBuf },
     #[error("{path} is already a release log: do not use --new")]
     Exists { path: PathBuf },
-    #[error("cannot create {path}: {source}")]
+    #[error("cannot create {path}")]
     Create { path: PathBuf, source: std::io::Error },
     #[error(transparent)]
     Store(#[from] wiretight_store::Error),
@@ -130,7 +130,8 @@ impl Ledger {
         let Entry::Release(made) = release.1.entry() else { return Err(LedgerError::NoSource) };
         let source = entries.iter().find(|(_, e)| e.id() == made.source);
         let source = source.ok_or(LedgerError::NoSource)?;
-        let of_source = |e: &SignedEntry| matches!(e.entry(), Entry::Rebuild(r) if r.source == made.source);
+        let of_source =
+            |e: &SignedEntry| matches!(e.entry(), Entry::Rebuild(r) if r.source == made.source);
         let newest = entries.iter().rev().filter(|(_, e)| of_source(e)).take(MAX_REBUILDS);
         let mut rebuilds: Vec<_> = newest.collect();
         rebuilds.reverse();
@@ -140,7 +141,12 @@ impl Ledger {
         let proven = self.log.prove(&indexes, &[]).await?;
         let checkpoint = self.log.policy().shortest(&proven.checkpoint);
         let checkpoint = checkpoint.ok_or(LogError::NotPublished)?;
-        let proof = |index: u64, hashes: Vec<Hash>| Proof { extra: None, index, hashes, checkpoint: checkpoint.clone() };
+        let proof = |index: u64, hashes: Vec<Hash>| Proof {
+            extra: None,
+            index,
+            hashes,
+            checkpoint: checkpoint.clone(),
+        };
         let mut all = wanted.into_iter().zip(proven.inclusion).map(|((index, entry), hashes)| {
             Proven { entry: entry.clone(), proof: proof(*index, hashes) }
         });

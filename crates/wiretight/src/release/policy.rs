@@ -24,6 +24,7 @@ use std::time::Duration;
 use wiretight_tlog::policy::MAX_POLICY;
 use wiretight_tlog::{LogKey, Policy, PolicyError};
 
+use crate::config::parse_duration;
 use crate::log::read_bounded;
 
 /// The most rebuilders in a policy.
@@ -54,7 +55,7 @@ pub struct ReleasePolicy {
 /// Why a policy file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ReleasePolicyError {
-    #[error("cannot read the release policy {path}: {source}")]
+    #[error("cannot read the release policy {path}")]
     Unreadable { path: String, source: std::io::Error },
     #[error("{path}, {error}")]
     Malformed { path: String, error: PolicyError },
@@ -83,7 +84,8 @@ impl ReleasePolicy {
             rest.push('\n');
         }
         let log = Policy::parse(&rest)?;
-        let missing = |what| PolicyError { line: last + 1, problem: format!("there is no `{what}` line") };
+        let missing =
+            |what| PolicyError { line: last + 1, problem: format!("there is no `{what}` line") };
         if log.logs().is_empty() {
             return Err(missing("log"));
         }
@@ -161,12 +163,14 @@ impl Own {
             ["max-age", age] => {
                 let age = match age {
                     "any" => None,
-                    age => Some(days(age).ok_or("`max-age` needs `any`, or days as in `90d`")?),
+                    age => Some(parse_duration(age).filter(|age| !age.is_zero()).ok_or(
+                        "`max-age` needs `any`, or a time as in `90d` (units: d, h, m, s)",
+                    )?),
                 };
                 once(&mut self.max_age, age, "max-age")?;
             }
             ["publisher" | "rebuilder" | "rebuilds" | "max-age", ..] => {
-                return Err("valid are: publisher VKEY, rebuilder NAME VKEY, rebuilds NUMBER, max-age DAYSd|any".into());
+                return Err("valid are: publisher VKEY, rebuilder NAME VKEY, rebuilds NUMBER, max-age TIME|any".into());
             }
             _ => return Ok(false),
         }
@@ -190,10 +194,4 @@ fn once<T>(place: &mut Option<T>, value: T, what: &str) -> Result<(), String> {
         None => Ok(()),
         Some(_) => Err(format!("there is already a `{what}` line")),
     }
-}
-
-fn days(text: &str) -> Option<Duration> {
-    let days = text.strip_suffix('d')?;
-    let number: u64 = days.parse().ok().filter(|n: &u64| n.to_string() == days)?;
-    (1..=36_500).contains(&number).then(|| Duration::from_secs(number * 86_400))
 }

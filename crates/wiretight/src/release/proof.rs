@@ -21,11 +21,13 @@ pub const MAX_REBUILDS: usize = 64;
 pub enum ReleaseProofError {
     #[error("it is larger than {MAX_PROOF} bytes")]
     TooLarge,
-    #[error("it is not a file that `wiretight release prove` writes: {0}")]
+    #[error("it is not a file that `wiretight release prove` writes")]
     Json(#[from] serde_json::Error),
     #[error("its format is {0:?}; this program knows {FORMAT}")]
     Format(String),
-    #[error("its entries are not one source, one release, and at most {MAX_REBUILDS} rebuilds, in this order")]
+    #[error(
+        "its entries are not one source, one release, and at most {MAX_REBUILDS} rebuilds, in this order"
+    )]
     Entries,
     #[error("its entry {number}: {error}")]
     Entry { number: usize, error: EntryError },
@@ -91,7 +93,11 @@ impl ReleaseProof {
         let right = matches!(source.entry.entry(), Entry::Source(_))
             && matches!(release.entry.entry(), Entry::Release(_))
             && rebuilds.iter().all(|r| matches!(r.entry.entry(), Entry::Rebuild(_)));
-        if right { Ok(ReleaseProof { source, release, rebuilds }) } else { Err(ReleaseProofError::Entries) }
+        if right {
+            Ok(ReleaseProof { source, release, rebuilds })
+        } else {
+            Err(ReleaseProofError::Entries)
+        }
     }
 
     fn all(&self) -> impl Iterator<Item = &Proven> {

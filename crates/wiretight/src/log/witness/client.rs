@@ -68,7 +68,8 @@ pub fn ways(policy: &Policy, client: &Client) -> Result<Vec<Arc<dyn Witness>>, N
     let way = |witness: &wiretight_tlog::policy::Witness| {
         let refused = |why| NoWay { name: witness.name.clone(), why };
         let url = witness.url.as_ref();
-        let url = url.ok_or_else(|| refused("it has no URL. Add the URL at the end of the line.".into()))?;
+        let url = url
+            .ok_or_else(|| refused("it has no URL. Add the URL at the end of the line.".into()))?;
         let url = Url::parse(url).map_err(|e| refused(e.to_string()))?;
         Ok(Arc::new(HttpWitness::new(client.clone(), &url)) as Arc<dyn Witness>)
     };
