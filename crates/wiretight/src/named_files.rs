@@ -13,6 +13,7 @@ use crate::acme::Ca;
 use crate::config::{Config, ConfigError};
 use crate::log::{self, PolicyFileError};
 use crate::logging::chain;
+use crate::release::ReleasePolicy;
 use crate::sites::files::FileCertificates;
 
 /// The largest file of roots, in bytes.
@@ -55,6 +56,15 @@ pub(crate) fn problems(config: &Config) -> Vec<ConfigError> {
         && let Err(why) = roots(path)
     {
         add("witnesses.ca".into(), why, "put the PEM certificate of the witnesses' CA there");
+    }
+    if let Some(release) = &config.release
+        && let Err(error) = ReleasePolicy::read(&release.policy)
+    {
+        add(
+            "release.policy".into(),
+            chain(&error),
+            "without it, `wiretight upgrade` refuses every program",
+        );
     }
     if let Some(folder) = config.console.as_ref().and_then(|console| console.scans.as_ref())
         && let Err(e) = std::fs::read_dir(folder)

@@ -133,19 +133,9 @@ impl By {
             Ok(proof) => proof,
             Err(why) => return Ok(Err(format!("{}: {}", path.display(), chain(&why)))),
         };
-        let proved = match check(policy, &proof, artifact, now(), self.minimum.as_ref()) {
-            Ok(proved) => proved,
-            Err(why) => return Ok(Err(chain(&why))),
-        };
-        if own && (proved.name != own::PROGRAM || proved.file != own::PROGRAM) {
-            return Ok(Err(format!(
-                "the proof is for {} of {}, not for the program {}",
-                proved.file,
-                proved.name,
-                own::PROGRAM
-            )));
-        }
-        Ok(Ok(proved))
+        let decide = if own { own::check_program } else { check };
+        let proved = decide(policy, &proof, artifact, now(), self.minimum.as_ref());
+        Ok(proved.map_err(|why| chain(&why)))
     }
 }
 

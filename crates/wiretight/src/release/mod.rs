@@ -17,9 +17,11 @@
 //! - `check`: the decision
 //! - `ledger`: a release log in a directory
 //! - `own`: the program that runs
+//! - `kept`: what a node remembers about releases
 
 pub mod check;
 pub mod entry;
+pub mod kept;
 pub mod ledger;
 pub mod own;
 pub mod policy;
@@ -29,5 +31,6 @@ mod tests;
 
 pub use check::{Artifact, NotProved, Proved, check};
 pub use entry::{Entry, EntryError, Rebuild, Release, SignedEntry, Source};
+pub use own::{Standing, Verdict};
 pub use policy::ReleasePolicy;
 pub use proof::ReleaseProof;
