@@ -34,6 +34,7 @@ use crate::intercept::Interception;
 use crate::logging::chain;
 use crate::proof::audit::{self, Evidence, Window};
 use crate::proof::publish;
+use crate::release::Standing;
 use crate::sandbox::Sandbox;
 use crate::sites::files::FileCertificates;
 use crate::sites::internal::InternalCertificates;
@@ -61,6 +62,8 @@ pub struct Daemon {
     /// The console's address and sessions.
     pub(crate) console: Option<(SocketAddr, Arc<Sessions>)>,
     pub(crate) sandbox: Sandbox,
+    /// This process's program.
+    pub(crate) release: Arc<Standing>,
     pub(crate) started: Instant,
     /// Set until the previous process has handed the node over.
     pub(crate) taking_over: AtomicBool,

@@ -31,7 +31,7 @@ use wiretight_store::{SqliteStore, Store};
 use super::admin;
 use super::daemon::Daemon;
 use super::publishing::Publishing;
-use super::reporting::{self, Reporting};
+use super::reporting::Reporting;
 use super::takeover::{Door, Passed, Predecessor, Successor};
 use crate::acme::{self, Acme, DnsHook, RealClock};
 use crate::acme_server;
@@ -43,11 +43,11 @@ use crate::authority::{Authority, AuthorityError, AuthorityHandle, AuthorityPara
 use crate::config::Config;
 use crate::console::session::Sessions;
 use crate::console::{Console, Sources};
-use crate::control::report::ReportedRelease;
 use crate::intercept::Interception;
 use crate::logging::chain;
 use crate::private_dir::PrivateDir;
 use crate::privilege;
+use crate::release::{self, Standing};
 use crate::sandbox::{self, Sandbox};
 use crate::sites::files::{self, FileCertificates};
 use crate::sites::health;
@@ -65,6 +65,8 @@ pub fn run(config: Config, take_over: bool) -> anyhow::Result<()> {
     // Must happen before a second thread starts.
     raise_file_limit();
     let state = PrivateDir::open(&config.node.state_dir)?;
+    // The sandbox hides the program and its proof.
+    let release = release::own::standing(config.release.as_ref(), &state, now());
     let predecessor = match take_over {
         true => Some(Predecessor::meet(state.path(), || lock(state.path()).is_err())?),
         false => None,
@@ -82,12 +84,10 @@ pub fn run(config: Config, take_over: bool) -> anyhow::Result<()> {
         .context("cannot start the process that runs dns_command")?;
     let interception = Interception::begin(&config, state.path())?;
     let watching = Watching::begin(&config);
-    // The sandbox hides the program and its proof.
-    let release = reporting::own_release(&config);
     let roots = config.acme.iter().filter_map(|ca| ca.roots.as_ref());
     let policy = config.witnesses.iter().map(|w| &w.policy);
-    let policy = policy.chain(config.release.iter().map(|r| &r.policy));
-    let reads = token.chain(files::files(&config)).chain(roots).chain(policy);
+    let releases = config.release.iter().map(|r| &r.policy);
+    let reads = token.chain(files::files(&config)).chain(roots).chain(policy).chain(releases);
     // The sandbox makes the directory of each file readable.
     let scans = config.console.iter().filter_map(|c| c.scans.as_ref()).map(|dir| dir.join("*"));
     let reads = reads.cloned().chain(named_in_the_environment()).chain(scans);
@@ -132,8 +132,9 @@ pub fn run(config: Config, take_over: bool) -> anyhow::Result<()> {
         config,
         &state,
         sockets,
-        (dns_hook, interception, watching, release),
+        (dns_hook, interception, watching),
         (sandbox, workers),
+        release,
     )?;
     let mut predecessor = predecessor.zip(expected);
     let mut lock = Some(lock);
@@ -181,13 +182,13 @@ struct Plane {
     dns_hook: Option<Arc<DnsHook>>,
     interception: Option<Arc<Interception>>,
     watching: Option<Arc<Watching>>,
-    /// Which release this is.
-    release: Option<ReportedRelease>,
     sockets: Arc<Sockets>,
     /// The listening sockets of the control part.
     held: Mutex<HashMap<SocketAddr, TcpListener>>,
     sandbox: Sandbox,
     workers: usize,
+    /// This process's program.
+    release: Arc<Standing>,
     started: Instant,
 }
 
@@ -204,13 +205,13 @@ impl Plane {
         config: Config,
         state: &PrivateDir,
         sockets: Sockets,
-        (dns_hook, interception, watching, release): (
+        (dns_hook, interception, watching): (
             Option<DnsHook>,
             Option<Interception>,
             Option<Watching>,
-            Option<ReportedRelease>,
         ),
         (sandbox, workers): (Sandbox, usize),
+        release: Standing,
     ) -> anyhow::Result<Plane> {
         let mesh = Mesh::new(config.node.trust_domain.clone());
         mesh.set_transparency(crate::log::transparency(&config)?);
@@ -237,11 +238,11 @@ impl Plane {
             dns_hook: dns_hook.map(Arc::new),
             interception: interception.map(Arc::new),
             watching: watching.map(Arc::new),
-            release,
             sockets,
             held: Mutex::default(),
             sandbox,
             workers,
+            release: Arc::new(release),
             started: Instant::now(),
         })
     }
@@ -409,6 +410,7 @@ impl Control<'_> {
             publishing: publishing.clone(),
             console: door.transpose()?,
             sandbox: plane.sandbox,
+            release: plane.release.clone(),
             started: plane.started,
             taking_over: AtomicBool::new(predecessor.is_some()),
             reloading: tokio::sync::Mutex::default(),
@@ -454,7 +456,7 @@ impl Control<'_> {
         if let Some(authority) = daemon.authority.clone() {
             tokio::spawn(publishing.run(authority, plane.config.clone()));
         }
-        let reporting = Reporting::begin(PrivateDir::open(state.path())?, plane.release.clone());
+        let reporting = Reporting::begin(PrivateDir::open(state.path())?);
         tokio::spawn(reporting.run(daemon.clone()));
         tokio::spawn(watchdog());
         let (node, trust_domain) = (&config.node.name, &config.node.trust_domain);

@@ -1,13 +1,11 @@
 //! What this node tells the authority about itself: its version and release, the mode in force and since when, what it lets
 //! through unencrypted, and who talks to whom.
 
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
-use wiretight_keys::token::hex;
 use wiretight_proxy::clock::now;
 use wiretight_proxy::intercept::rules::Mode;
 
@@ -18,10 +16,9 @@ use crate::control::report::{
     Exception, ExceptionKind, Explanation, MAX_RELEASE_PROOF, NodeReport, ReportedRelease,
 };
 use crate::intercept::Interception;
-use crate::log::read_bounded;
 use crate::logging::chain;
 use crate::private_dir::PrivateDir;
-use crate::release::own;
+use crate::release::Standing;
 use crate::watch::host::carried;
 
 /// How often to check whether something has changed.
@@ -75,47 +72,36 @@ impl Held {
     }
 }
 
-/// The hash of this program, and the proof that lies beside it, unverified. Call it before the sandbox.
-pub(super) fn own_release(config: &Config) -> Option<ReportedRelease> {
-    let sha256 = match own::running() {
-        Ok(artifact) => hex(artifact.sha256.as_bytes()),
-        Err(error) => {
-            tracing::error!(
-                "cannot read this program, so nothing is reported about its release: {error}"
-            );
-            return None;
-        }
-    };
-    let beside = || std::env::current_exe().ok().map(|exe| own::proof_of(&exe));
-    let place = config.release.as_ref().and_then(|of| of.proof.clone()).or_else(beside);
-    let proof = place.and_then(|path| {
-        let read = read_bounded(&path, MAX_RELEASE_PROOF);
-        let not_there = |e: &io::Error| e.kind() == io::ErrorKind::NotFound;
-        if let Some(error) = read.as_ref().err().filter(|e| !not_there(e)) {
-            tracing::error!(path = %path.display(), "the proof of this release is not reported: {error}");
-        }
-        String::from_utf8(read.ok()?).ok()
-    });
-    Some(ReportedRelease { sha256, proof })
+/// What this node says of its release.
+fn release(of: &Standing) -> Option<ReportedRelease> {
+    let (sha256, proof) = (of.sha256.clone(), of.proof.clone());
+    let proof = proof.filter(|proof| proof.len() <= MAX_RELEASE_PROOF);
+    (!sha256.is_empty()).then_some(ReportedRelease { sha256, proof })
 }
 
 pub(super) struct Reporting {
     dir: PrivateDir,
-    release: Option<ReportedRelease>,
     held: Option<Held>,
     /// When the file was written.
     noted: u64,
 }
 
 impl Reporting {
-    pub(super) fn begin(dir: PrivateDir, release: Option<ReportedRelease>) -> Reporting {
+    pub(super) fn begin(dir: PrivateDir) -> Reporting {
         let read = dir.read(FILE, 1024).ok().flatten();
         let held = read.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        Reporting { dir, release, held, noted: 0 }
+        Reporting { dir, held, noted: 0 }
     }
 
     /// Reports changes, and everything from time to time.
     pub(super) async fn run(mut self, daemon: Arc<Daemon>) {
+        if let Some(proof) = daemon.release.proof.as_ref().filter(|p| p.len() > MAX_RELEASE_PROOF) {
+            let bytes = proof.len();
+            tracing::error!(
+                bytes,
+                "the proof of this release is not reported, because more than {MAX_RELEASE_PROOF} bytes are too many"
+            );
+        }
         let every = if daemon.watching.is_some() { EVERY } else { EVERY_CARRIED };
         let mut last: Option<(NodeReport, Instant)> = None;
         let mut had_rows = false;
@@ -150,7 +136,7 @@ impl Reporting {
             watching: watch.as_ref().is_some_and(|watch| watch.since.is_some()),
             exceptions: exceptions(&daemon.config()).into(),
             rows_since: watch.and_then(|watch| watch.since),
-            release: self.release.clone().map(Box::new),
+            release: release(&daemon.release).map(Box::new),
             ..NodeReport::default()
         }
     }

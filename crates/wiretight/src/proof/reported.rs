@@ -123,7 +123,8 @@ impl Running {
         if counts.is_empty() && unproved == 0 {
             return None;
         }
-        let release = |(version, nodes): (Version, u32)| Release { version: version.to_string(), nodes };
+        let release =
+            |(version, nodes): (Version, u32)| Release { version: version.to_string(), nodes };
         let proved = counts.into_iter().rev().map(release).collect();
         Some(Self { basis: Basis::Operator, proved, unproved, unknown })
     }

@@ -536,3 +536,126 @@ fn said_key(node: &Name) -> Key {
 fn unproved_key(node: &Name) -> Key {
     key(format!("{UNPROVED}{node}"))
 }
+
+#[cfg(test)]
+use crate::release;
+#[cfg(test)]
+#[path = "../../../tests/control/publisher.rs"]
+mod publisher;
+
+#[cfg(test)]
+mod tests {
+    use super::publisher::{Publisher, sha256};
+    use super::*;
+
+    const PROGRAM: &[u8] = b"the program";
+    const NOW: Duration = Duration::from_secs(1000);
+
+    fn said(sha256: String, proof: Option<String>) -> Said {
+        Said::new(ReportedRelease { sha256, proof })
+    }
+
+    fn known(said: Option<Said>) -> State {
+        let mut state = State::default();
+        let known = state.nodes.entry("a".parse().unwrap()).or_default();
+        (known.said, known.enrolment) = (said.map(Arc::new), "1".into());
+        state
+    }
+
+    fn look(state: &mut State, enrolment: &str, params: &ReleaseParams, at: u64) -> NodeRelease {
+        let node = "a".parse().unwrap();
+        state.look(&node, Some(enrolment), params, (now(), NOW + Duration::from_secs(at)))
+    }
+
+    #[test]
+    fn only_the_release_of_this_program_is_proved() {
+        let publisher = Publisher::new();
+        let policy = publisher.policy();
+        let proof = publisher.proof(PROGRAM, |_| {});
+        let judge = |said: Said, minimum: Option<&str>| {
+            let minimum = minimum.map(|m| m.parse::<Version>().unwrap());
+            said.judge(&policy, now(), minimum.as_ref())
+        };
+        let own = || said(sha256(PROGRAM), Some(proof.clone()));
+        let proved = judge(own(), Some("1.4.0")).unwrap();
+        assert_eq!((proved.version.to_string(), proved.index), ("1.4.0".into(), 1));
+
+        let refused = |said, expected: &str| {
+            let why = judge(said, None).unwrap_err();
+            assert!(why.contains(expected), "{why}");
+        };
+        refused(said(sha256(b"other"), Some(proof.clone())), "other files");
+        refused(said(sha256(b"package"), Some(proof.clone())), "wiretight.deb");
+        refused(said(sha256(PROGRAM), None), "no proof");
+        refused(said("9d".into(), Some(proof.clone())), "not the SHA-256");
+        refused(said(sha256(PROGRAM), Some("{}".into())), "invalid");
+        refused(said(sha256(PROGRAM), Some(" ".repeat(MAX_RELEASE_PROOF + 1))), "65537 bytes");
+        assert!(judge(own(), Some("1.4.1")).unwrap_err().contains("older than 1.4.1"));
+        let expired = publisher.proof(PROGRAM, |release| {
+            release.expires = jiff::Timestamp::from_second(1_700_000_000).unwrap();
+        });
+        refused(said(sha256(PROGRAM), Some(expired)), "expired");
+        let renamed = publisher.proof(PROGRAM, |release| release.name = "other".into());
+        refused(said(sha256(PROGRAM), Some(renamed)), "of other");
+        // The same publisher's name with another key.
+        refused(said(sha256(PROGRAM), Some(Publisher::new().proof(PROGRAM, |_| {}))), "source");
+        // No bit of what is signed may differ. (The last signature line ends the text.)
+        for (at, _) in proof.match_indices("wiretight").chain(proof.match_indices("minimum 1")) {
+            let mut bytes = proof.clone().into_bytes();
+            bytes[at + 8] ^= 1;
+            judge(said(sha256(PROGRAM), Some(String::from_utf8(bytes).unwrap())), None)
+                .unwrap_err();
+        }
+    }
+
+    #[test]
+    fn the_time_of_grace_is_counted_without_a_proved_release_only() {
+        let publisher = Publisher::new();
+        let good = Arc::new(said(sha256(PROGRAM), Some(publisher.proof(PROGRAM, |_| {}))));
+        let policy = Some(Arc::new(publisher.policy()));
+        let grace = Some(Duration::from_secs(60));
+        let params = ReleaseParams { policy, grace };
+        // Silence, and a program without a proof, count alike.
+        for said in [None, Some(said(sha256(b"other"), None))] {
+            let mut state = known(said);
+            assert_eq!(look(&mut state, "1", &params, 0).refused_in, Some(60));
+            assert_eq!(look(&mut state, "1", &params, 59).refused_in, Some(1));
+            assert_eq!(look(&mut state, "1", &params, 60).refused_in, Some(0));
+            // A new enrolment starts again, and then a proved release ends it.
+            assert_eq!(look(&mut state, "2", &params, 100).refused_in, Some(60));
+            assert_eq!(look(&mut state, "2", &params, 130).refused_in, Some(30));
+            state.nodes.values_mut().for_each(|known| known.said = Some(good.clone()));
+            let proved = look(&mut state, "2", &params, 300);
+            assert!(proved.verdict.proved().is_some() && proved.refused_in.is_none());
+            // When it is not proved any more, the time starts again.
+            state.nodes.values_mut().for_each(|known| known.said = None);
+            assert_eq!(look(&mut state, "2", &params, 400).refused_in, Some(60));
+            // Without the requirement nothing is counted.
+            let off = ReleaseParams { grace: None, ..params.clone() };
+            assert_eq!(look(&mut state, "2", &off, 500).refused_in, None);
+            assert_eq!(look(&mut state, "2", &params, 600).refused_in, Some(60));
+        }
+        // What was counted before a restart.
+        let mut state = known(None);
+        state.nodes.values_mut().for_each(|known| known.unproved.before = Duration::from_secs(50));
+        assert_eq!(look(&mut state, "1", &params, 0).refused_in, Some(10));
+        assert_eq!(look(&mut state, "1", &params, 10).refused_in, Some(0));
+    }
+
+    #[test]
+    fn a_higher_minimum_refuses_what_was_proved_before() {
+        let publisher = Publisher::new();
+        let params = ReleaseParams { policy: Some(Arc::new(publisher.policy())), grace: None };
+        let mut state = known(Some(said(sha256(PROGRAM), Some(publisher.proof(PROGRAM, |_| {})))));
+        assert!(look(&mut state, "1", &params, 0).verdict.proved().is_some());
+        let newer = publisher.proof(b"newer", |release| {
+            release.version = Version::new(2, 0, 0);
+            release.minimum = Version::new(2, 0, 0);
+        });
+        let newer = said(sha256(b"newer"), Some(newer));
+        assert!(state.verdict(Some(&newer), params.policy.as_deref(), now()).proved().is_some());
+        let old = look(&mut state, "1", &params, 0).verdict;
+        assert!(old.problem().unwrap().contains("older than 2.0.0"), "{old:?}");
+        assert_eq!(state.minimum, Some(Version::new(2, 0, 0)));
+    }
+}
