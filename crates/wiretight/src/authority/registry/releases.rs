@@ -260,7 +260,7 @@ pub(super) struct Releases {
 #[derive(Serialize, Deserialize)]
 struct UnprovedRecord {
     enrolment: String,
-    seconds: u64,
+    milliseconds: u64,
 }
 
 impl State {
@@ -350,7 +350,7 @@ impl Registry {
             let said = said.get(name.as_str()).cloned().map(|said| Arc::new(Said::new(said)));
             let stored = unproved.get(name.as_str());
             let stored = stored.filter(|stored| stored.enrolment == record.enrolment);
-            let before = stored.map(|stored| Duration::from_secs(stored.seconds));
+            let before = stored.map(|stored| Duration::from_millis(stored.milliseconds));
             let unproved =
                 Unproved { before: before.unwrap_or_default(), since: None, stored: before };
             state.nodes.insert(name, Known { enrolment: record.enrolment, said, unproved });
@@ -476,8 +476,8 @@ impl Registry {
                     changed.push((name.clone(), None));
                     unproved.stored = None;
                 } else if total.abs_diff(stored) > step {
-                    let seconds = total.as_secs();
-                    let record = UnprovedRecord { enrolment: enrolment.clone(), seconds };
+                    let milliseconds = total.as_millis().try_into().unwrap_or(u64::MAX);
+                    let record = UnprovedRecord { enrolment: enrolment.clone(), milliseconds };
                     changed.push((name.clone(), Some(json(&record))));
                     unproved.stored = Some(total);
                 }
