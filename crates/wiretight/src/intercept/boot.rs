@@ -60,9 +60,13 @@ pub fn guard(
     let _logs = crate::logging::start();
     if is_down(&state) {
         tracing::warn!("{}", OperatorError::TakenDown);
-    } else if !is_loaded()? || kept(&state)?.is_none() {
-        load(&state, config)?;
-    } // else what is loaded may be stricter than what is saved, if the disk is read-only
+    } else {
+        let _lock = lock(&state)?;
+        // If they are loaded, they may be stricter than what is saved, because the disk is read-only.
+        if !is_loaded()? || kept(&state)?.is_none() {
+            load_locked(&state, config)?;
+        }
+    }
     let mut guard = Guard::default();
     let mut version = saved_version(&state);
     let mut troubled = follow(&state, &mut guard).inspect_err(report).is_err();

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use wiretight_proxy::intercept::rules::{Mode, Rules};
@@ -76,7 +78,7 @@ fn the_guard_outlives_a_flush_and_follows_nodes_and_down() {
     // A mode on trial is not changed.
     keeper.apply(&Rules { mode: Mode::Permissive, ..strict.clone() });
     assert_eq!(keeper.ask(&json!({"try": {"mode": "strict", "seconds": 600}})), json!("done"));
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    thread::sleep(Duration::from_millis(300));
     assert_eq!(net.listing().unwrap().canonical(), strict.expected());
     // It is confirmed, so the file changes and the table does not.
     keeper.apply(&strict);
@@ -103,6 +105,25 @@ fn the_guard_outlives_a_flush_and_follows_nodes_and_down() {
     net.nft(&["delete table inet wiretight"]);
     assert_eq!(guard.wait().unwrap().code(), Some(1));
     assert!(net.log().contains("is unreadable"), "{}", net.log());
+}
+
+/// While a transaction of another process is being checked, some kernels list its table, without its content.
+#[test]
+fn a_starting_node_looks_at_the_table_only_while_nobody_changes_it() {
+    if !can() {
+        return;
+    }
+    let net = Net::bridged();
+    let lock = fs::File::create(net.state().join("rules.lock")).unwrap();
+    lock.lock().unwrap();
+    assert_eq!(net.nft(&["add table inet wiretight"]).0, 0);
+    thread::scope(|scope| {
+        let keeper = scope.spawn(|| net.keeper());
+        thread::sleep(Duration::from_secs(1));
+        assert_eq!(net.nft(&["delete table inet wiretight"]).0, 0);
+        lock.unlock().unwrap();
+        keeper.join().unwrap();
+    });
 }
 
 #[test]
