@@ -395,7 +395,9 @@ class Machine:
     # The steps.
 
     def step(self, letter):
-        {"R": self.load_rules, "A": self.bring_up, "N": self.start_node, "P": self.start_programs}[letter]()
+        step = {"R": self.load_rules, "A": self.bring_up, "N": self.start_node, "P": self.start_programs}[letter]
+        if step() is False:
+            raise Failure(f"the rules are not loaded: {self.said[-1]}")
 
     def load_rules(self):
         """As wiretight-rules.service and wiretight-guard.service. If the first fails, units that require it do not start."""
