@@ -2,6 +2,7 @@
 //! panics if the parser panics or if one of the listed properties does not hold.
 
 mod archive;
+mod release;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -45,6 +46,7 @@ use wiretight_tlog::tile::{Kind, Tile};
 use wiretight_tlog::{Hash, LogKey, Policy, Proof, Signature, SignedCheckpoint, WitnessKey};
 
 pub use archive::archive;
+pub use release::release;
 pub use watch::{capture, flows, look, netlink};
 
 /// The frames between relays. The first byte decides how the rest is cut into chunks.

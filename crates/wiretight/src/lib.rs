@@ -11,6 +11,7 @@
 //! - [`watch`]: which traffic is encrypted
 //! - [`web`]: HTTP client and server for the log
 //! - [`proof`], [`console`]: what is claimed about the mesh and how it is proved; the pages that show it
+//! - [`release`]: releases that prove themselves
 //! - [`config`]: the configuration file
 //! - [`logging`], [`private_dir`]: log lines, files in the state directory
 //! - [`sandbox`], `privilege`, `program`: restrictions of this process, and starting another one
@@ -37,6 +38,7 @@ pub mod private_dir;
 mod privilege;
 mod program;
 pub mod proof;
+pub mod release;
 pub mod sandbox;
 pub mod sites;
 #[cfg(test)]

@@ -136,3 +136,8 @@ fn capture() {
 fn archive() {
     replay("archive", targets::archive);
 }
+
+#[test]
+fn release() {
+    replay("release", targets::release);
+}

@@ -16,10 +16,10 @@ use crate::log;
 use crate::log::cosigning::Witness;
 use crate::log::sequencer::{self, Log};
 use crate::log::storage::{Directory, Storage};
-use crate::log::witness::client::HttpWitness;
+use crate::log::witness::client;
 use crate::logging::chain;
 use crate::private_dir::{FileError, PrivateDir};
-use crate::web::client::{Client, Credentials, Url};
+use crate::web::client::{Client, Credentials};
 
 /// The log's private key, in the authority's directory.
 pub(super) const LOG_KEY: &str = "log.key";
@@ -52,21 +52,10 @@ impl LogParams {
             return Ok(LogParams { served, storage, ..LogParams::default() });
         };
         let policy = log::read_policy(&witnesses.policy)?;
-        let refused = |name: &str, why: String| {
-            AuthorityError::Refused(format!(
-                "{}: witness {name}: {why}",
-                witnesses.policy.display()
-            ))
-        };
         let client = witness_client(witnesses.ca.as_deref())?;
-        let way = |witness: &wiretight_tlog::policy::Witness| {
-            let url = witness.url.as_ref().ok_or_else(|| {
-                refused(&witness.name, "it has no URL. Add the URL at the end of the line.".into())
-            })?;
-            let url = Url::parse(url).map_err(|e| refused(&witness.name, e.to_string()))?;
-            Ok(Arc::new(HttpWitness::new(client.clone(), &url)) as Arc<dyn Witness>)
-        };
-        let ways = policy.witnesses().iter().map(way).collect::<Result<_, AuthorityError>>()?;
+        let ways = client::ways(&policy, &client).map_err(|why| {
+            AuthorityError::Refused(format!("{}: {why}", witnesses.policy.display()))
+        })?;
         Ok(LogParams { policy: Some(policy), required: witnesses.required, ways, storage, served })
     }
 }

@@ -16,6 +16,7 @@ mod node;
 mod plaintext;
 mod publish;
 mod reach;
+mod release;
 mod revoke;
 mod rules;
 mod run;
@@ -27,6 +28,7 @@ mod term;
 mod token;
 mod upgrade;
 mod verify;
+mod verify_release;
 mod watch;
 mod witness;
 
@@ -99,6 +101,9 @@ enum Verb {
     #[command(subcommand)]
     Audit(audit::Audit),
     Publish(publish::Publish),
+    #[command(subcommand)]
+    Release(release::Release),
+    Rebuild(release::Rebuild),
     Scan(Box<scan::Scan>),
     Watch(Box<watch::Watch>),
     Demo(demo::Demo),
@@ -205,6 +210,8 @@ pub fn main() -> ExitCode {
         Verb::Verify(verb) => verb.run(),
         Verb::Audit(verb) => verb.run(),
         Verb::Publish(verb) => verb.run(),
+        Verb::Release(verb) => verb.run(),
+        Verb::Rebuild(verb) => verb.run(),
         Verb::Scan(verb) => verb.run(),
         Verb::Watch(verb) => verb.run(),
         Verb::Demo(verb) => verb.run(),

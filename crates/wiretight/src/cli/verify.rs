@@ -18,6 +18,7 @@ use wiretight_tlog::tile::MAX_ENTRY;
 use wiretight_tlog::{Hash, Policy, Proof, SignedCheckpoint, Witnessed};
 
 use super::reach::Reach;
+use super::verify_release::VerifyRelease;
 use super::{Output, term};
 use crate::log::compare::{self, Compared, Seen, compare};
 use crate::log::mirror::{MirrorError, Mirrored, mirror};
@@ -44,8 +45,10 @@ const PUBLISHED: Duration = Duration::from_secs(60);
 /// a URL is asked which checkpoint it saw. The policy names the trusted logs, and the witnesses that must have
 /// cosigned.
 #[derive(Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 #[command(after_help = "\
 Examples:
+  wiretight verify release ./wiretight --policy release.policy
   wiretight verify db.pem --policy policy
   wiretight verify release.tlog-proof --policy policy --entry release.json
   wiretight verify /mnt/copy-of-the-log --policy policy --json
@@ -55,6 +58,8 @@ Examples:
 Exit status: 0 all verified; 1 at least one refused; 2 wrong usage, or an unreadable file or URL; 3 nothing refused, but
 an archive lacks totals of its period, or was only compared with its own policy.")]
 pub(super) struct Verify {
+    #[command(subcommand)]
+    release: Option<VerifyRelease>,
     /// What to verify
     #[arg(required = true, value_name = "FILE|URL", value_hint = clap::ValueHint::AnyPath)]
     files: Vec<PathBuf>,
@@ -119,6 +124,9 @@ struct Cosigned {
 
 impl Verify {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        if let Some(release) = self.release {
+            return release.run();
+        }
         match self.reports() {
             Ok(reports) => {
                 let good = reports.iter().all(|report| report.good);

@@ -1,9 +1,10 @@
 //! The client for [`super::serve`]: a log's connection to a witness by HTTP.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use wiretight_tlog::SignedCheckpoint;
+use wiretight_tlog::{Policy, SignedCheckpoint};
 
 use super::origin_hash;
 use crate::log::cosigning::{Answer, Witness};
@@ -52,4 +53,25 @@ impl Witness for HttpWitness {
 fn said(url: &Url, status: u16, text: &str) -> String {
     let said: String = text.trim().chars().filter(|c| !c.is_control()).take(200).collect();
     format!("{url} responded with status {status}: {said}")
+}
+
+/// Why a witness of a policy cannot be asked.
+#[derive(Debug, thiserror::Error)]
+#[error("witness {name}: {why}")]
+pub struct NoWay {
+    pub name: String,
+    pub why: String,
+}
+
+/// A connection to each witness of a policy, in its order.
+pub fn ways(policy: &Policy, client: &Client) -> Result<Vec<Arc<dyn Witness>>, NoWay> {
+    let way = |witness: &wiretight_tlog::policy::Witness| {
+        let refused = |why| NoWay { name: witness.name.clone(), why };
+        let url = witness.url.as_ref();
+        let url = url
+            .ok_or_else(|| refused("it has no URL. Add the URL at the end of the line.".into()))?;
+        let url = Url::parse(url).map_err(|e| refused(e.to_string()))?;
+        Ok(Arc::new(HttpWitness::new(client.clone(), &url)) as Arc<dyn Witness>)
+    };
+    policy.witnesses().iter().map(way).collect()
 }
