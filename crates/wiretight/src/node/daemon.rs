@@ -32,6 +32,7 @@ use crate::intercept::Interception;
 use crate::logging::chain;
 use crate::proof::audit::{self, Evidence, Window};
 use crate::proof::publish;
+use crate::release::Standing;
 use crate::sandbox::Sandbox;
 use crate::sites::files::FileCertificates;
 use crate::sites::internal::InternalCertificates;
@@ -59,6 +60,8 @@ pub struct Daemon {
     /// The console's address and sessions.
     pub(crate) console: Option<(SocketAddr, Arc<Sessions>)>,
     pub(crate) sandbox: Sandbox,
+    /// This process's program.
+    pub(crate) release: Arc<Standing>,
     pub(crate) started: Instant,
     /// Set until the previous process has handed the node over.
     pub(crate) taking_over: AtomicBool,
@@ -213,6 +216,7 @@ impl Daemon {
             watch: self.watching.as_ref().map(|host| host.status()),
             publish: self.publishing.status(),
             sandbox: self.sandbox,
+            release: Some(self.release.short()),
         }
     }
 
@@ -568,6 +572,7 @@ fn changed_for_good(old: &Config, new: &Config) -> Vec<(bool, &'static str)> {
     let (a, b) = (&old.node, &new.node);
     let listens = |c: &Config| c.authority.as_ref().map(|s| s.listen);
     let public = |c: &Config| c.public_folder().cloned();
+    let policy = |c: &Config| c.release.as_ref().map(|r| r.policy.clone());
     vec![
         (a.name != b.name, "[node] name"),
         (a.trust_domain != b.trust_domain, "[node] trust_domain"),
@@ -587,6 +592,7 @@ fn changed_for_good(old: &Config, new: &Config) -> Vec<(bool, &'static str)> {
         (old.intercept.is_some() != new.intercept.is_some(), "[intercept], added or removed,"),
         (old.watch != new.watch, "[watch]"),
         (a.landlock && public(old) != public(new), "[publish] dir"),
+        (a.landlock && policy(old) != policy(new), "[release] policy"),
         (old.share != new.share, "[edge] share"),
         (old.dns_commands() != new.dns_commands(), "[[acme]] dns_command"),
         (

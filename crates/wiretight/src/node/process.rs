@@ -32,7 +32,7 @@ use super::admin;
 use super::daemon::Daemon;
 use super::publishing::Publishing;
 use super::reporting::Reporting;
-use super::takeover::{Door, Passed, Predecessor, Successor};
+use super::takeover::{Door, Guard, Passed, Predecessor, Successor};
 use crate::acme::{self, Acme, DnsHook, RealClock};
 use crate::acme_server;
 use crate::admin::socket_path;
@@ -47,6 +47,8 @@ use crate::intercept::Interception;
 use crate::logging::chain;
 use crate::private_dir::PrivateDir;
 use crate::privilege;
+use crate::release::kept::Kept;
+use crate::release::{Standing, Verdict, own};
 use crate::sandbox::{self, Sandbox};
 use crate::sites::files::{self, FileCertificates};
 use crate::sites::health;
@@ -64,8 +66,10 @@ pub fn run(config: Config, take_over: bool) -> anyhow::Result<()> {
     // Must happen before a second thread starts.
     raise_file_limit();
     let state = PrivateDir::open(&config.node.state_dir)?;
+    // The sandbox hides the program and its proof.
+    let release = own::standing(config.release.as_ref(), &state, now());
     let predecessor = match take_over {
-        true => Some(Predecessor::meet(state.path(), || lock(state.path()).is_err())?),
+        true => Some(Predecessor::meet(state.path(), &release, || lock(state.path()).is_err())?),
         false => None,
     };
     let locked = match &predecessor {
@@ -83,7 +87,8 @@ pub fn run(config: Config, take_over: bool) -> anyhow::Result<()> {
     let watching = Watching::begin(&config);
     let roots = config.acme.iter().filter_map(|ca| ca.roots.as_ref());
     let policy = config.witnesses.iter().map(|w| &w.policy);
-    let reads = token.chain(files::files(&config)).chain(roots).chain(policy);
+    let releases = config.release.iter().map(|r| &r.policy);
+    let reads = token.chain(files::files(&config)).chain(roots).chain(policy).chain(releases);
     // The sandbox makes the directory of each file readable.
     let scans = config.console.iter().filter_map(|c| c.scans.as_ref()).map(|dir| dir.join("*"));
     let reads = reads.cloned().chain(named_in_the_environment()).chain(scans);
@@ -114,6 +119,7 @@ pub fn run(config: Config, take_over: bool) -> anyhow::Result<()> {
     let _logs = crate::logging::start();
     let exceptions = config.exception_warnings(now());
     config.warnings.iter().chain(&exceptions).for_each(|warning| tracing::warn!("{warning}"));
+    say_release(&state, &release);
     match sandbox {
         Sandbox::Enforced => tracing::debug!("sandbox: enforced"),
         Sandbox::Partly => {
@@ -130,6 +136,7 @@ pub fn run(config: Config, take_over: bool) -> anyhow::Result<()> {
         sockets,
         (dns_hook, interception, watching),
         (sandbox, workers),
+        release,
     )?;
     let mut predecessor = predecessor.zip(expected);
     let mut lock = Some(lock);
@@ -166,6 +173,30 @@ pub fn run(config: Config, take_over: bool) -> anyhow::Result<()> {
     }
 }
 
+/// Logs what is known of this process's program, and remembers the oldest version that may still be installed.
+fn say_release(state: &PrivateDir, release: &Standing) {
+    let Standing { version, sha256, .. } = release;
+    match &release.verdict {
+        Verdict::NoPolicy => {}
+        Verdict::Unproved(why) => {
+            tracing::warn!(version, sha256, why, "this program is not proved to be a release");
+        }
+        Verdict::Proved(proved) => {
+            tracing::info!(
+                version,
+                sha256,
+                log = proved.origin,
+                index = proved.index,
+                "this program is proved to be a release"
+            );
+            if let Err(error) = Kept::raise(state, &proved.minimum) {
+                let error = chain(&error);
+                tracing::warn!(error, "cannot remember the oldest version that may be installed");
+            }
+        }
+    }
+}
+
 /// What carries connections, and what must be started before the sandbox. It lives as long as the process.
 struct Plane {
     config: Arc<ArcSwap<Config>>,
@@ -182,6 +213,8 @@ struct Plane {
     held: Mutex<HashMap<SocketAddr, TcpListener>>,
     sandbox: Sandbox,
     workers: usize,
+    /// This process's program.
+    release: Arc<Standing>,
     started: Instant,
 }
 
@@ -204,6 +237,7 @@ impl Plane {
             Option<Watching>,
         ),
         (sandbox, workers): (Sandbox, usize),
+        release: Standing,
     ) -> anyhow::Result<Plane> {
         let mesh = Mesh::new(config.node.trust_domain.clone());
         mesh.set_transparency(crate::log::transparency(&config)?);
@@ -234,6 +268,7 @@ impl Plane {
             held: Mutex::default(),
             sandbox,
             workers,
+            release: Arc::new(release),
             started: Instant::now(),
         })
     }
@@ -280,6 +315,7 @@ impl Plane {
             ready,
         };
         to.pass(&passed)?;
+        to.survives(&socket_path(&self.config.load().node.state_dir))?;
         *lock = None;
         (self.interception, self.dns_hook, self.watching) = (None, None, None);
         self.held.lock().clear();
@@ -401,6 +437,7 @@ impl Control<'_> {
             publishing: publishing.clone(),
             console: door.transpose()?,
             sandbox: plane.sandbox,
+            release: plane.release.clone(),
             started: plane.started,
             taking_over: AtomicBool::new(predecessor.is_some()),
             reloading: tokio::sync::Mutex::default(),
@@ -424,7 +461,8 @@ impl Control<'_> {
             tokio::spawn(complete(daemon.clone()));
         }
         // From here on this process owns the node.
-        let next = tokio::spawn(async move { door.successor().await });
+        let guard = Guard { config: plane.config.clone(), state: PrivateDir::open(state.path())? };
+        let next = tokio::spawn(async move { door.successor(guard).await });
         let (stop, stopped) = watch::channel(false);
         let rules = plane.interception.clone().map(|interception| {
             let (of, mesh) = (plane.config.clone(), daemon.mesh.clone());
