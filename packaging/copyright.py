@@ -5,15 +5,15 @@ Asks cargo for the crates that the program is linked from (not those of tests, b
 notices in their sources. A crate without a notice in its source is named with its authors.
 """
 
-import json
 import pathlib
 import re
-import subprocess
 import sys
 import textwrap
 
+sys.dont_write_bytecode = True
+import crates  # noqa: E402
+
 TARGET = sys.argv[1]  # x86_64-unknown-linux-gnu, for example
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 NOTICE = re.compile(r"licen[sc]e|copying|copyright|notice", re.I)
 # That text needs no copy for each crate.
 APACHE = re.compile(r"[ \t]*Apache License\s+Version 2\.0, January 2004.*?END OF TERMS AND CONDITIONS\n?", re.S)
@@ -35,22 +35,6 @@ Apache-2.0).
 """
 
 
-def cargo(*arguments):
-    return subprocess.run(["cargo", *arguments], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
-
-
-def linked():
-    """The packages of crates.io that the program is linked from, by way of its normal dependencies."""
-    # `cargo metadata` knows files and authors, but also lists what no feature turns on.
-    known = json.loads(cargo("metadata", "--locked", "--format-version=1", "--filter-platform", TARGET))
-    known = {(package["name"], package["version"]): package for package in known["packages"]}
-    tree = cargo("tree", "--locked", "--package=wiretight", "--edges=normal,no-proc-macro", "--prefix=none", "--target", TARGET)
-    # Lines like "libc v0.2.191", and "wiretight v0.1.0 (/a/path)"; those that were there before end with (*).
-    names = {tuple(line.split()[:2]) for line in tree.splitlines() if line}
-    packages = (known[name, version.removeprefix("v")] for name, version in names)
-    return sorted((p for p in packages if p["source"]), key=lambda p: (p["name"], p["version"]))
-
-
 def notices(package):
     """The texts of a crate's licence files, without Apache's."""
     folder = pathlib.Path(package["manifest_path"]).parent
@@ -64,10 +48,11 @@ def notices(package):
 
 
 def main():
-    crates = linked()
-    print(HEAD.format(mit=(ROOT / "LICENSE-MIT").read_text().strip()))
+    known = crates.known(TARGET)
+    packages = [known[package] for package in sorted(crates.linked(TARGET)) if known[package]["source"]]
+    print(HEAD.format(mit=(crates.ROOT / "LICENSE-MIT").read_text().strip()))
     texts = {}
-    for package in crates:
+    for package in packages:
         name = f"{package['name']} {package['version']}"
         print(f"  {name}: {package['license'] or 'see below'}")
         found = list(notices(package))

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Writes an OCI image: image.py BINARY VERSION COPYRIGHT OUT
+"""Writes an OCI image: image.py BINARY VERSION COPYRIGHT OUT [DEBS]
 
 OUT becomes an archive of an OCI image layout (https://github.com/opencontainers/image-spec), which skopeo, podman and
 docker read. The image has two layers: what the program needs from Debian (the C library, CA certificates, and their
 copyright files), and the program. There is no shell and no package manager. The program runs as user 65532.
 
 The same inputs make the same bytes: entries are sorted, times are SOURCE_DATE_EPOCH, owners are numbers. The inputs are
-the program and four Debian packages, downloaded with apt-get; their versions are written into the image.
+the program and four Debian packages, which are in the folder DEBS, or else are downloaded with apt-get; their versions
+are written into the image.
 """
 
 import gzip
@@ -66,25 +67,37 @@ class Layer:
         return out.getvalue()
 
 
-def download(names, contents, versions):
-    """Adds what the packages contain, by path: a file's bytes, or where a link points to."""
+def download(names, folder):
+    # The folder is not readable by apt's own user.
+    command = ["apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", *names]
+    subprocess.run(command, cwd=folder, check=True, stdout=sys.stderr)
+
+
+def read(folder):
+    """What the packages contain, by path (a file's bytes, or where a link points to), and their versions."""
+    contents, versions = {}, []
+    for file in sorted(pathlib.Path(folder).glob("*.deb")):
+        show = ["dpkg-deb", "--show", "--showformat=${Package} ${Version}", str(file)]
+        versions.append(subprocess.run(show, check=True, stdout=subprocess.PIPE, text=True).stdout)
+        data = subprocess.run(["dpkg-deb", "--fsys-tarfile", str(file)], check=True, stdout=subprocess.PIPE).stdout
+        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+            for entry in archive:
+                path = entry.name.removeprefix("./")
+                if entry.isfile():
+                    contents[path] = archive.extractfile(entry).read()
+                elif entry.issym():
+                    contents[path] = entry.linkname
+    return contents, versions
+
+
+def packages(debian, folder):
+    """Those that are needed; downloads them if no folder is named."""
+    if folder:
+        return read(folder)
     with tempfile.TemporaryDirectory() as folder:
-        # The folder is not readable by apt's own user.
-        command = ["apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", *names]
-        subprocess.run(command, cwd=folder, check=True, stdout=sys.stderr)
-        files = sorted(pathlib.Path(folder).glob("*.deb"))
-        assert len(files) == len(names), files
-        for file in files:
-            show = ["dpkg-deb", "--show", "--showformat=${Package} ${Version}", str(file)]
-            versions.append(subprocess.run(show, check=True, stdout=subprocess.PIPE, text=True).stdout)
-            data = subprocess.run(["dpkg-deb", "--fsys-tarfile", str(file)], check=True, stdout=subprocess.PIPE).stdout
-            with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-                for entry in archive:
-                    path = entry.name.removeprefix("./")
-                    if entry.isfile():
-                        contents[path] = archive.extractfile(entry).read()
-                    elif entry.issym():
-                        contents[path] = entry.linkname
+        download([f"libc6:{debian}", f"libgcc-s1:{debian}", "ca-certificates"], folder)
+        download([f"{read(folder)[0][DOCUMENTS]}:{debian}"], folder)
+        return read(folder)
 
 
 def base(contents, libraries):
@@ -125,14 +138,12 @@ def encoded(value):
 
 
 def main():
-    binary, version, notices, out = sys.argv[1:]
+    binary, version, notices, out, *debs = sys.argv[1:]
     program = pathlib.Path(binary).read_bytes()
     assert program.startswith(b"\x7fELF"), f"{binary} is no ELF file"
     architecture, debian, libraries = MACHINES[int.from_bytes(program[18:20], "little")]
 
-    contents, versions = {}, []
-    download([f"libc6:{debian}", f"libgcc-s1:{debian}", "ca-certificates"], contents, versions)
-    download([f"{contents[DOCUMENTS]}:{debian}"], contents, versions)
+    contents, versions = packages(debian, *debs or [None])
     own = Layer()
     own.add("usr/bin/wiretight", program)
     own.add("usr/share/doc/wiretight/copyright", pathlib.Path(notices).read_bytes(), 0o644)

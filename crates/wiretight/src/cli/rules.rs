@@ -4,37 +4,60 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand, ValueEnum};
+use sd_notify::NotifyState;
 use serde_json::json;
 use wiretight_proxy::intercept::rules::TABLE;
 
 use super::confirm::Confirm;
 use super::term;
 use super::{Output, Where, plaintext};
-use crate::intercept::{self, Shown};
+use crate::config::Config;
+use crate::intercept::{self, InterceptError, OperatorError, Shown};
 use crate::private_dir::PrivateDir;
 
 /// Load or show the kernel's packet filter rules
 #[derive(Subcommand)]
 pub(super) enum Rules {
     Load(Load),
+    Guard(Guard),
     Show(Show),
 }
 
+/// Exit status of `rules load` after `wiretight down`. It is no failure of the unit, which the network may require.
+const REMOVED: u8 = 4;
+
 /// Load the saved rules into the kernel, before the network comes up
 ///
-/// The node need not be running. It is an error if there are no saved rules or they are unreadable, because plaintext
-/// could then leave this machine.
+/// The node need not be running. If no rules are in force yet, and the configuration file is stricter than the saved rules,
+/// it applies. It is an error if there are no saved rules or they are unreadable. Then, if the configuration file has
+/// strict mode, its own rules are loaded, unless `wiretight down` removed the rules.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   wiretight rules load                               as wiretight-rules.service does at boot
 
-Exit status: 0 if the rules are loaded, 1 if not.")]
+Exit status: 0 if the rules are loaded, 4 if `wiretight down` removed them, 1 if they are not loaded for another reason.")]
 pub(super) struct Load {
     #[command(flatten)]
     at: Where,
     #[command(flatten)]
     out: Output,
+}
+
+/// Load the saved rules, and keep other programs from removing them until this process is stopped
+///
+/// The same as `rules load`. Then it holds a second table, the guard table, which drops the same plaintext and which no
+/// other program can remove, also not by `nft flush ruleset`. A table that was removed is loaded again. It follows every
+/// change that a node makes, and `wiretight down`: then it waits until a node loads rules. Run it as the user of the node.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  wiretight rules guard                              as wiretight-guard.service does from the boot on
+
+Exit status: 1 if the rules cannot be loaded. It reports to systemd when they are loaded (Type=notify).")]
+pub(super) struct Guard {
+    #[command(flatten)]
+    at: Where,
 }
 
 /// Show the loaded rules, and the plaintext that they dropped or counted
@@ -106,13 +129,29 @@ impl Rules {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         match self {
             Rules::Load(load) => {
-                let changed =
-                    intercept::load(&PrivateDir::open_of_any_user(load.at.state_dir()?)?)?;
+                let (state_dir, config) = saved_at(&load.at)?;
+                let state = PrivateDir::open_of_any_user(state_dir)?;
+                let changed = match intercept::load(&state, config.as_ref()) {
+                    Err(InterceptError::Operator(error @ OperatorError::TakenDown)) => {
+                        eprintln!("wiretight: {error}");
+                        return Ok(ExitCode::from(REMOVED));
+                    }
+                    changed => changed?,
+                };
                 load.out.print(&json!({ "in_force": true, "changed": changed }), |_| {
                     let how = if changed { "loaded" } else { "already loaded" };
                     format!("The rules are {how}.\n")
                 })?;
                 Ok(ExitCode::SUCCESS)
+            }
+            Rules::Guard(guard) => {
+                let (state_dir, config) = saved_at(&guard.at)?;
+                let ready = || {
+                    if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
+                        tracing::debug!(%error, "cannot notify systemd");
+                    }
+                };
+                match intercept::guard(&state_dir, config.as_ref(), ready)? {}
             }
             Rules::Show(show) => {
                 let shown = intercept::show(&PrivateDir::open_of_any_user(show.at.state_dir()?)?)?;
@@ -120,6 +159,21 @@ impl Rules {
                 let good = shown.as_kept && shown.in_force;
                 Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
             }
+        }
+    }
+}
+
+/// The state directory and the configuration. If the file is invalid, the saved rules must be loaded all the same.
+fn saved_at(at: &Where) -> anyhow::Result<(PathBuf, Option<Config>)> {
+    match at.load() {
+        Ok(config) => Ok((config.node.state_dir.clone(), Some(config))),
+        Err(errors) => {
+            let state_dir = Config::state_dir_despite_errors(&at.config);
+            if !intercept::are_saved(&state_dir) {
+                return Err(errors.into());
+            }
+            eprintln!("{errors}\nwiretight: the saved rules are used without the configuration");
+            Ok((state_dir, None))
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use toml::de::DeTable;
@@ -39,6 +39,15 @@ const DEFAULT_SVID_TTL: Duration = Duration::from_secs(3600);
 const DEFAULT_INTERMEDIATE_TTL: Duration = Duration::from_secs(7 * 86_400);
 const DEFAULT_WEB_TTL: Duration = Duration::from_secs(86_400);
 const DEFAULT_PER_PEER: u32 = 10_000;
+
+/// The state directory that a file names, also if the file is otherwise invalid; by default the usual one.
+pub(super) fn read_state_dir(path: &Path, text: &str) -> PathBuf {
+    let mut ignored = Report::new(path, text);
+    let mut root = DeTable::parse_recoverable(text).0.into_inner();
+    let state_dir = one(&mut ignored, &mut root, &NODE)
+        .map(|mut node| node.optional(&mut ignored, "state_dir", absolute_path));
+    state_dir.map_or_else(|| DEFAULT_STATE_DIR.into(), |dir| dir.or(DEFAULT_STATE_DIR.into()))
+}
 
 /// Returns `None` only if an error was reported. If it returns `Some` although an error was reported, the value must not be
 /// used.

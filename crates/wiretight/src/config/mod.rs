@@ -48,7 +48,7 @@ pub use certificates::{
 };
 pub(crate) use certificates::{acme_socket, reserved};
 pub use console::Console;
-use document::read_document;
+use document::{read_document, read_state_dir};
 pub(crate) use edit::ModeEdit;
 pub use exception::{Exception, Subject};
 pub use intercept::Intercept;
@@ -392,6 +392,12 @@ impl Config {
             ConfigErrors(report.errors)
         })?;
         Config::parse(path, &text)
+    }
+
+    /// The state directory of a file that is invalid: what [`Config::load`] would return, as far as it can be read. The
+    /// file may be missing.
+    pub fn state_dir_despite_errors(path: &Path) -> PathBuf {
+        read_state_dir(path, &read(path).unwrap_or_default())
     }
 
     /// Parses and checks a text; `path` is used in errors.

@@ -13,12 +13,8 @@ use super::parts::{count, server, service_link, word};
 /// Servers and clients that are drawn.
 const SERVERS: usize = 14;
 const CLIENTS: usize = 14;
-/// Geometry, in units of the drawing.
-const WIDTH: usize = 960;
+/// The height of a name in pixels, which style.css has too.
 const ROW: usize = 34;
-const TOP: usize = 34;
-const LEFT: usize = 250;
-const RIGHT: usize = 610;
 
 /// A client of drawn servers: a node of the mesh, an address, or all clients without a place of their own.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,47 +43,48 @@ pub fn drawing(model: &Model, services: &[&Service]) -> Markup {
     }
     let (clients, pairs) = pairs(model, shown);
     let rows = clients.len().max(shown.len());
-    let height = TOP + rows * ROW + 6;
-    let y = |place: usize, of: usize| TOP + (rows - of) * ROW / 2 + place * ROW + ROW / 2;
+    let height = rows * ROW;
+    let y = |place: usize, of: usize| (rows - of) * ROW / 2 + place * ROW + ROW / 2;
     let widest = shown.iter().map(|service| service.most.bytes).max().unwrap_or(1);
     html! {
         figure.drawing {
-            div.scroll tabindex="0" role="region" aria-label="Who talks to whom" {
-                svg viewBox={ "0 0 " (WIDTH) " " (height) } width=(WIDTH) height=(height) role="group"
-                    aria-labelledby="who-t who-d" {
-                    title #who-t { "Who talks to whom" }
-                    desc #who-d {
-                        "Lines from " (count(clients.len() as u64, "client")) " to "
-                        (count(shown.len() as u64, "service")) ", the worst and largest. The table has the same and all others."
+            div.who {
+                span.head #who-c { "clients" }
+                span {}
+                span.head #who-s { "servers" }
+                ul.from aria-labelledby="who-c" {
+                    @for client in &clients {
+                        li {
+                            @if let Client::Node(name) = client {
+                                a href={ "/node/" (name) } { (client.label()) }
+                            } @else {
+                                span { (client.label()) }
+                            }
+                        }
                     }
-                    text.head x=(LEFT) y="18" text-anchor="end" { "clients" }
-                    text.head x=(RIGHT) y="18" { "servers" }
+                }
+                // It is as wide as there is room; lines keep their thickness and dashes.
+                svg viewBox={ "0 0 100 " (height) } width="100%" height=(height) preserveAspectRatio="none" role="img"
+                    aria-labelledby="who-t" {
+                    title #who-t {
+                        "Lines from " (count(clients.len() as u64, "client")) " to "
+                        (count(shown.len() as u64, "service")) ". The table has the same and all others."
+                    }
                     @for (client, place) in &pairs {
                         @let service = shown[*place];
                         @let (from, to) = (y(*client, clients.len()), y(*place, shown.len()));
-                        @let middle = (LEFT + RIGHT) / 2;
-                        path.line.(word(service.key.level)) fill="none"
-                            d={ "M" (LEFT + 10) " " (from) " C" (middle) " " (from) " " (middle) " " (to) " " (RIGHT - 10) " " (to) }
+                        path.line.(word(service.key.level)) fill="none" vector-effect="non-scaling-stroke"
+                            d={ "M0 " (from) " C50 " (from) " 50 " (to) " 100 " (to) }
                             stroke-width=(thickness(service.most.bytes, widest)) stroke-dasharray=[dashes(service.key.level)] {
                             title { (clients[*client].label()) " to " (server(&service.key)) ": " (word(service.key.level)) }
                         }
                     }
-                    @for (place, client) in clients.iter().enumerate() {
-                        @let at = y(place, clients.len());
-                        circle.dot cx=(LEFT + 6) cy=(at) r="4" {}
-                        @if let Client::Node(name) = client {
-                            a href={ "/node/" (name) } { text x=(LEFT - 6) y=(at + 5) text-anchor="end" { (client.label()) } }
-                        } @else {
-                            text x=(LEFT - 6) y=(at + 5) text-anchor="end" { (client.label()) }
-                        }
-                    }
-                    @for (place, service) in shown.iter().enumerate() {
-                        @let at = y(place, shown.len());
-                        circle.dot.(word(service.key.level)) cx=(RIGHT - 6) cy=(at) r="4" {}
-                        a href=(service_link(&service.key)) {
-                            text x=(RIGHT + 6) y=(at + 5) {
-                                (label(model, service)) " "
-                                tspan.(word(service.key.level)) { (word(service.key.level)) }
+                }
+                ul.to aria-labelledby="who-s" {
+                    @for service in shown {
+                        li.(word(service.key.level)) {
+                            a href=(service_link(&service.key)) {
+                                (label(model, service)) " " b { (word(service.key.level)) }
                             }
                         }
                     }

@@ -289,7 +289,7 @@ pub fn entry(model: &Model, proved: &Proved) -> Markup {
                         (grouped(proof.checkpoint.unverified().size)) " entries, which the log has signed and its witnesses have cosigned. "
                         "Check it yourself, offline:"
                     }
-                    ul {
+                    ul.downloads {
                         li { a href={ "/log/entry/" (index) "/raw" } download={ "entry-" (index) } { "the entry" } }
                         li { a href={ "/log/entry/" (index) "/proof" } download={ "entry-" (index) ".tlog-proof" } { "its proof" } }
                     }

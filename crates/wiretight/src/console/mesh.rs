@@ -412,8 +412,11 @@ pub fn history(model: &Model, query: &Query) -> Markup {
             a href="/history" aria-current=[(length == DAY).then_some("true")] { "days" } " "
             a href=(link("/history", &[("length", HOUR.to_string().as_str())])) aria-current=[(length == HOUR).then_some("true")] { "hours" }
         }
-        (chart::columns(&Columns { id: "history", title: &format!("Bytes by the {name}"), unit: Unit::Bytes, length, columns: &columns }))
-        (chart::legend())
+        section {
+            h2 { "How well traffic was encrypted" }
+            (chart::columns(&Columns { id: "history", title: &format!("Bytes by the {name}"), unit: Unit::Bytes, length, columns: &columns }))
+            (chart::legend())
+        }
         (pager(part, "/history", &[("length", text.as_str())]))
         (table(step, &PERIOD_HEADS, rows))
     };

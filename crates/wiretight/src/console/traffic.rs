@@ -1,5 +1,8 @@
 //! Services and who talks to whom, one service, one flow with its evidence, and what to change.
 
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+
 use maud::{Markup, html};
 use wiretight_scan::facts::Answer;
 use wiretight_scan::judge::{Level, Reason};
@@ -8,7 +11,7 @@ use wiretight_scan::passive::blockers::is_private;
 use wiretight_scan::passive::summary::Row;
 
 use super::drawing;
-use super::model::{Model, Service};
+use super::model::{Flow, Model, Service};
 use super::parts::{
     Head, Part, badge, bytes, clients, count, encryption, flow_link, link, named_server, page,
     pager, programs, server, service_link, small_command, state, table, text, time, word,
@@ -26,29 +29,45 @@ fn watch_command(row: &wiretight_scan::passive::summary::Key) -> String {
     format!("wiretight watch --once --port {} --level {}", row.server.port(), row.level)
 }
 
-fn matches(model: &Model, service: &Service, query: &Query) -> bool {
-    if query.level.is_some_and(|level| level != service.key.level) {
-        return false;
+/// What services are selected by. Each node and each program is compared once, for they are in many rows.
+struct Search<'a> {
+    model: &'a Model,
+    level: Option<Level>,
+    wanted: String,
+    address: Option<IpAddr>,
+    nodes: Vec<bool>,
+    programs: HashMap<&'a str, bool>,
+}
+
+impl<'a> Search<'a> {
+    fn new(model: &'a Model, query: &Query) -> Search<'a> {
+        let wanted = query.text.to_lowercase();
+        let nodes = model.facts.nodes.iter().map(|node| node.name.as_str().contains(&wanted));
+        let (nodes, address) = (nodes.collect(), wanted.parse().ok());
+        Search { model, level: query.level, wanted, address, nodes, programs: HashMap::new() }
     }
-    if query.text.is_empty() {
-        return true;
+
+    fn finds(&mut self, service: &Service) -> bool {
+        if self.level.is_some_and(|level| level != service.key.level) {
+            return false;
+        }
+        let (model, wanted) = (self.model, self.wanted.as_str());
+        let at = service.key.server;
+        let at = SocketAddr::new(at.ip().to_canonical(), at.port());
+        server(&service.key).contains(wanted)
+            || service.key.protocol.to_lowercase().contains(wanted)
+            || model.service_at(at).is_some_and(|name| name.as_str().contains(wanted))
+            || self.address.is_some_and(|client| service.clients.contains(&client))
+            || service.flows.iter().any(|place| self.finds_row(model.flows[*place]))
     }
-    let wanted = query.text.to_lowercase();
-    let of_row = |place: &usize| {
-        let flow = model.flows[*place];
-        let row = model.row(flow);
-        model.node_of(flow).name.as_str().contains(&wanted)
-            || row.programs.iter().any(|program| program.to_lowercase().contains(&wanted))
-    };
-    let at = std::net::SocketAddr::new(
-        service.key.server.ip().to_canonical(),
-        service.key.server.port(),
-    );
-    server(&service.key).contains(&wanted)
-        || service.key.protocol.to_lowercase().contains(&wanted)
-        || model.service_at(at).is_some_and(|name| name.as_str().contains(&wanted))
-        || service.clients.iter().any(|client| client.to_string() == wanted)
-        || service.flows.iter().any(of_row)
+
+    fn finds_row(&mut self, flow: Flow) -> bool {
+        let (wanted, programs) = (self.wanted.as_str(), &mut self.programs);
+        let mut finds = |name: &'a str| {
+            *programs.entry(name).or_insert_with(|| name.to_lowercase().contains(wanted))
+        };
+        self.nodes[flow.node] || self.model.row(flow).programs.iter().any(|name| finds(name))
+    }
 }
 
 /// The form that selects services.
@@ -70,7 +89,8 @@ fn form(query: &Query) -> Markup {
 }
 
 pub fn services(model: &Model, query: &Query) -> Markup {
-    let found: Vec<&Service> = model.services.iter().filter(|s| matches(model, s, query)).collect();
+    let mut search = Search::new(model, query);
+    let found: Vec<&Service> = model.services.iter().filter(|s| search.finds(s)).collect();
     let part = Part::of(query.page, PER_PAGE, found.len());
     let level = query.level.map(word).unwrap_or_default();
     let rows = html! { @for service in &found[part.range()] { (service_row(model, service)) } };
@@ -140,7 +160,7 @@ fn service_row(model: &Model, service: &Service) -> Markup {
 }
 
 /// The node at an address, or the address.
-fn client_name(model: &Model, client: std::net::IpAddr) -> Markup {
+fn client_name(model: &Model, client: IpAddr) -> Markup {
     html! { (client) @if let Some(node) = model.node_at(client) { " " span.dim { "node/" (node) } } }
 }
 
@@ -268,7 +288,7 @@ pub fn changes(reasons: &[&Reason]) -> Markup {
 pub fn flow(model: &Model, query: &Query) -> Option<Markup> {
     let (place, node) = model.node(&query.node)?;
     let server = query.server?;
-    let same = |flow: &&super::model::Flow| {
+    let same = |flow: &&Flow| {
         let key = &model.row(**flow).key;
         key.server == server
             && key.transport.to_string() == query.via

@@ -334,12 +334,14 @@ impl Child {
         };
         let notices = Notices::of_table().map_err(refused)?;
         let route_notices = Notices::of_routes().map_err(refused)?;
+        // While a transaction is being checked or applied, some kernels list its table without content (seen with Linux
+        // 6.18). That would not look like ours, so nobody may list it meanwhile.
+        let lock = lock(&state)?;
         // Detects missing features and a table that is not ours.
         nft::list()?;
         nft::check(&sample().replace()?)?;
         // Rules from the boot or an earlier process stay in force, with their counts. If the file is damaged, the next
         // `apply` writes it again.
-        let lock = lock(&state)?;
         let kept = kept(&state).ok().flatten();
         let table = kept.as_ref().and_then(|rules| Table::adopt(rules).transpose()).transpose()?;
         let adopted = table.is_some();

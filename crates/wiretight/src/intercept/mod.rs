@@ -8,6 +8,7 @@
 //! - `refused`: connections that would be redirected and then refused by the peer
 //! - `programs`, `sockets`: which programs send plaintext
 //! - `routes`: routes that bring replies to callers' addresses back to this machine (`transparent`)
+//! - `boot`: the rules without a node
 //! - `nft`, `program`: commands for `nft`, and how `nft` and `ip` are run
 //! - `notices`: the kernel's notifications of changes
 //!
@@ -15,6 +16,7 @@
 //! ([`load`]), and so that the keeper knows that a missing table must be restored. Only [`down`] removes the table and
 //! the file. The end of a process never removes rules.
 
+mod boot;
 mod guard;
 mod keeper;
 mod nft;
@@ -42,8 +44,8 @@ use wiretight_proxy::net;
 
 use crate::logging::chain;
 use crate::private_dir::{FileError, Lock, PrivateDir};
-use table::Table;
 
+pub use boot::{guard, load};
 pub use keeper::{Health, Keeper, MAX_TRIAL, MIN_TRIAL, Report, TrialStatus, serve, work};
 pub(crate) use node::Interception;
 pub use node::{InterceptStatus, Strict};
@@ -54,6 +56,8 @@ pub(crate) use sockets::Finder;
 
 /// The saved rules.
 const FILE: &str = "rules.json";
+/// Exists after [`down`] until rules are saved again: without it, missing rules are lost ones.
+const DOWN: &str = "rules.down";
 /// The lock for changes of the table or the file.
 const LOCK: &str = "rules.lock";
 /// The largest file or message, in bytes.
@@ -175,26 +179,6 @@ pub struct Shown {
     pub counts: Counts,
 }
 
-/// Loads the saved rules: at boot, before the network is up. Returns whether anything had to be changed.
-pub fn load(state: &PrivateDir) -> Result<bool, InterceptError> {
-    let _lock = lock(state)?;
-    let rules = kept(state)?.ok_or_else(|| {
-        InterceptError::Own(format!(
-            "{} does not exist: no rules were loaded on this machine, or `wiretight down` removed them. Nothing was applied, and plaintext may leave this machine. `wiretight run` loads the rules.",
-            file(state)
-        ))
-    })?;
-    let there = Table::adopt(&rules)?.is_some();
-    if !there {
-        Table::default().apply(&rules)?;
-    }
-    let routed = routes::are(&rules.transparent)?;
-    if !routed {
-        routes::put(&rules.transparent)?;
-    }
-    Ok(!there || !routed)
-}
-
 /// Marks this process's sockets as a node's, so that this machine's rules let them pass. For commands that connect to the
 /// mesh while no node is running: rules from an earlier run would drop those connections.
 ///
@@ -243,6 +227,7 @@ pub fn down(state: &PrivateDir) -> Result<bool, InterceptError> {
     // Fails if the table is not ours.
     let listing = nft::list()?;
     let was_kept = state.path().join(FILE).exists();
+    let noted = state.write(DOWN, b"");
     state.remove(FILE)?;
     if listing.is_some() {
         nft::run(&["delete", "table", "inet", TABLE], "")?;
@@ -260,7 +245,23 @@ pub fn down(state: &PrivateDir) -> Result<bool, InterceptError> {
         }
         std::thread::sleep(Duration::from_millis(5));
     }
+    noted.map_err(|e| {
+        InterceptError::Own(format!(
+            "the rules were removed, but that was not saved: if the configuration file has strict mode, the next boot loads its rules: {}",
+            chain(&e)
+        ))
+    })?;
     Ok(was_kept || listing.is_some())
+}
+
+/// Whether there are saved rules, readable or not.
+pub(crate) fn are_saved(state_dir: &Path) -> bool {
+    state_dir.join(FILE).exists()
+}
+
+/// Whether the operator has removed the rules.
+fn is_down(state: &PrivateDir) -> bool {
+    state.path().join(DOWN).exists() && !are_saved(state.path())
 }
 
 fn file(state: &PrivateDir) -> String {
@@ -271,7 +272,7 @@ fn file(state: &PrivateDir) -> String {
 fn kept(state: &PrivateDir) -> Result<Option<Rules>, InterceptError> {
     let torn = |e: String| {
         InterceptError::Own(format!(
-            "{} is unreadable, so nothing was applied: {e}. Rules that are in force are unchanged. `wiretight run` writes the file again.",
+            "{} is unreadable: {e}. Rules that are in force are unchanged. `wiretight run` writes the file again.",
             file(state)
         ))
     };
@@ -290,7 +291,8 @@ fn keep(state: &PrivateDir, rules: &Rules) -> Result<(), InterceptError> {
         ))
     };
     let bytes = serde_json::to_vec_pretty(rules).map_err(|e| not_kept(&e))?;
-    state.write(FILE, &bytes).map_err(|e| not_kept(&e))
+    // In this order: after a crash in between, the rules count as lost, not as removed by the operator.
+    state.remove(DOWN).and_then(|()| state.write(FILE, &bytes)).map_err(|e| not_kept(&e))
 }
 
 fn lock(state: &PrivateDir) -> Result<Lock, InterceptError> {

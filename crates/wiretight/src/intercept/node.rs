@@ -113,6 +113,15 @@ impl Interception {
         Ok(Some(Interception { keeper, changed: Notify::new(), settled, known: Mutex::default() }))
     }
 
+    /// Loads rules before the node opens a port. A node that cannot start, for example because an address is missing, has
+    /// then protected the machine all the same. [`Interception::run`] reports errors.
+    pub(crate) async fn load_first(&self, config: &Config, mesh: &Mesh) {
+        let Some((rules, _)) = rules(config, mesh) else { return };
+        if let Err(error) = self.keeper.apply_no_looser(&rules, true).await {
+            tracing::debug!(%error, "cannot load rules before the node has started");
+        }
+    }
+
     /// To be called when the configuration has changed.
     pub(crate) fn wake(&self) {
         self.changed.notify_one();

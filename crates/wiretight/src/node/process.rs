@@ -393,6 +393,9 @@ impl Control<'_> {
             certificate_store(&config, authority.is_some(), &store).await?;
         // Identities on disk are in force before any client can connect.
         let agent = start_agent(&config, plane.mesh.clone(), authority.as_ref(), errands).await?;
+        if let (Some(interception), None) = (&plane.interception, &predecessor) {
+            interception.load_first(&config, &plane.mesh).await;
+        }
         plane.relay.apply(&config.relay)?;
         let acme = start_acme(plane, &config, &state, (kept, whose)).await?;
         let internal = authority.as_ref().map(|authority| {

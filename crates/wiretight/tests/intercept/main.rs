@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used, reason = "in a test, whatever is not there ends it")]
 
+mod boots;
 #[path = "../common/mod.rs"]
 mod common;
 mod counted;

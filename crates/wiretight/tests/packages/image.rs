@@ -31,6 +31,8 @@ fn image_is_read_by_other_tools_and_its_program_runs_without_privileges() {
     run("umoci", &["unpack", "--image", &format!("{layout}:latest"), &bundle]);
     let root = world.path("bundle/rootfs");
     check_files(&root, &root);
+    let program = fs::read(packages.dir.path().join("wiretight")).unwrap();
+    assert!(fs::read(root.join("usr/bin/wiretight")).unwrap() == program, "another program");
 
     // An authority starts, as that user, without a capability, and without a network.
     let config = "[node]\nname = \"auth\"\ntrust_domain = \"example.org\"\n\n[authority]\nlisten = \"127.0.0.1:7400\"\n";

@@ -110,12 +110,18 @@ fn a_fresh_debian_reaches_its_first_encrypted_query_and_lives_on() {
 
     // Removal. Only the table's name matters here: what the rules do is tested elsewhere.
     web.run("nft add table inet wiretight");
+    web.run("systemctl enable wiretight-rules");
+    web.run("test -L /etc/systemd/system/sysinit.target.wants/wiretight-guard.service");
+    web.run("systemctl add-requires systemd-networkd.service wiretight-rules.service");
+    let required = "/etc/systemd/system/systemd-networkd.service.requires/wiretight-rules.service";
+    web.run(&format!("test -L {required}"));
     web.run(&format!("kill {}", web.status()["pid"]));
     web_node.kill();
     let said = web.run("apt -y remove wiretight").all();
     assert!(said.contains("nft delete table inet wiretight"), "{said}");
     web.run("nft list table inet wiretight");
     assert!(!web.exists("/usr/bin/wiretight") && has_state(&web));
+    web.run(&format!("test ! -L {required}"));
 
     // Purging keeps the keys: nobody can be asked. So it continues as the same node.
     let said = web.run("dpkg --purge wiretight").all();
@@ -158,7 +164,7 @@ fn installed_and_nothing_runs(machine: &Machine) {
     assert_eq!(machine.run("nft list ruleset").out, "");
     // At the next start of the machine it runs, if it is configured.
     assert!(machine.exists("/etc/systemd/system/multi-user.target.wants/wiretight.service"));
-    for page in ["man1/wiretight.1.gz", "man1/wiretight-rules-load.1.gz"] {
+    for page in ["man1/wiretight.1.gz", "man1/wiretight-rules-guard.1.gz"] {
         assert!(machine.exists(&format!("/usr/share/man/{page}")), "{page}");
     }
     machine.run("bash -n /usr/share/bash-completion/completions/wiretight");
@@ -172,6 +178,7 @@ fn units_are_in_order(machine: &Machine) {
     for (unit, threshold) in [
         ("wiretight.service", 20),
         ("wiretight-rules.service", 45),
+        ("wiretight-guard.service", 45),
         ("wiretight-witness@.service", 15),
         ("wiretight-monitor@.service", 15),
     ] {

@@ -15,6 +15,7 @@ mod machine;
 #[allow(dead_code, reason = "the scenarios use the rest")]
 #[path = "../scenarios/machines.rs"]
 mod machines;
+mod release;
 #[allow(dead_code, reason = "the scenarios use the rest")]
 #[path = "../scenarios/rig.rs"]
 mod rig;

@@ -175,6 +175,12 @@ fn of_days(days: u64) -> (World, Inputs) {
     (world, inputs)
 }
 
+/// The page of an archive.
+pub(crate) fn page() -> Vec<u8> {
+    let bytes = of_days(3).1.archive().unwrap();
+    archive::read(&bytes).unwrap().get("index.html").unwrap().to_vec()
+}
+
 /// Verifies with a policy. Whether the policy accepts the checkpoint, and the rest.
 fn verify(bytes: &[u8], policy: &str) -> (bool, Checked) {
     let policy = Policy::parse(policy).unwrap();

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::common::{find, has, skip};
 
 /// What was seen on a visit; see web/browser.mjs.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 #[allow(dead_code, reason = "the tests of each page read what they need")]
 pub(crate) struct Seen {
@@ -74,6 +74,11 @@ fn packages() -> Option<PathBuf> {
     has(&["node", "chromium"]).then_some(folder)
 }
 
+/// Whether pages can be opened. If not, the test is skipped.
+pub(crate) fn is_installed() -> bool {
+    packages().is_some()
+}
+
 /// Opens pages in Chromium. `visits` is a list; its form is in web/browser.mjs. `None`: something is not installed.
 pub(crate) fn browse(visits: &Value) -> Option<Vec<Seen>> {
     let packages = packages()?;
@@ -96,6 +101,9 @@ fn what_a_page_must_not_do_is_seen() {
     let page = "<!doctype html><html lang=en><title>bad</title>\
         <meta http-equiv=Content-Security-Policy content=\"script-src 'none'\"><main><h1>A page</h1>\
         <img src=http://elsewhere.example/pixel.png><script>document.title = 'ran'</script>\
+        <style>@media (prefers-color-scheme:dark){.dark{color:#222;background:#000}}\
+        @media print{.print{color:#eee;background:#fff}}@media (max-width:400px){.phone{height:9px;display:block}}</style>\
+        <p class=dark>not in the dark<p class=print>not on paper<a class=phone href=#1>a</a><a class=phone href=#2>b</a>\
         <p style=\"color:#bbb;width:900px\">hardly readable</p></main></html>";
     fs::write(dir.path().join("index.html"), page).unwrap();
     let good =
@@ -113,8 +121,18 @@ fn what_a_page_must_not_do_is_seen() {
     assert_eq!(bad.foreign, ["http://elsewhere.example/pixel.png"]);
     assert_eq!(bad.title, "bad");
     assert!(bad.problems.iter().any(|p| p.contains("Content Security Policy")), "{bad:#?}");
-    for rule in ["color-contrast", "image-alt"] {
-        assert!(bad.axe.iter().any(|found| found.contains(rule)), "{rule}: {bad:#?}");
+    for (way, of) in [
+        ("light: color-contrast", "hardly readable"),
+        ("light: image-alt", "pixel.png"),
+        ("dark: color-contrast", "not in the dark"),
+        ("print: color-contrast", "not on paper"),
+        ("phone: target-size", "class=\"phone\""),
+    ] {
+        let found = |found: &&String| found.starts_with(way);
+        let all: Vec<&String> = bad.axe.iter().filter(found).collect();
+        assert!(all.len() == 1 && all[0].contains(of), "{way}: {bad:#?}");
+        let elsewhere = bad.axe.iter().any(|f| f.contains(of) && !f.starts_with(way));
+        assert!(!elsewhere || !of.starts_with("not "), "only there: {bad:#?}");
     }
     assert!(bad.wide > 500, "{bad:#?}");
     assert_eq!(good.good().text("title"), "A page");

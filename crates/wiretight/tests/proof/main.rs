@@ -4,6 +4,7 @@
 
 mod audit;
 mod browser;
+mod busy;
 #[path = "../common/mod.rs"]
 mod common;
 mod console;
@@ -11,6 +12,7 @@ mod console;
 #[path = "../scenarios/machines.rs"]
 mod machines;
 mod mesh;
+mod pages;
 mod publish;
 #[allow(dead_code, reason = "the scenarios use all of it")]
 #[path = "../scenarios/rig.rs"]

@@ -463,6 +463,7 @@ fn the_authority_keeps_the_folder_up_to_date_and_the_command_writes_another() {
     wait_for("the status says so", || published()["published_at"].is_u64());
     let first = published();
     assert_eq!((&first["problem"], first["dir"].as_str()), (&Value::Null, dir.to_str()));
+    assert_eq!(fs::read_dir(world.path("srv")).unwrap().count(), 1, "nothing is left beside it");
     let metrics = node.probe("/metrics").unwrap().1;
     assert!(metrics.contains("wiretight_publish_failed{} 0\n"), "{metrics}");
     assert!(node.cli(&["status"]).out.contains("(log entry"));

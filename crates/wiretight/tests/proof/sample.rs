@@ -98,7 +98,7 @@ fn amount(connections: u64, bytes: u64) -> Amount {
 }
 
 /// An hour in which much is encrypted, and each day a little more.
-fn hour(start: u64, age: u64, rows: usize) -> MeshPeriod {
+pub fn hour(start: u64, age: u64, rows: usize) -> MeshPeriod {
     let busy = 600 + (start / HOUR % 24).abs_diff(14) * 25 + (start / HOUR * 7919) % 97;
     let plain = busy * age.min(400) / 900 + busy / 90;
     let pq = busy * (500 - age.min(400)) / 9;

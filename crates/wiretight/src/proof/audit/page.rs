@@ -69,7 +69,7 @@ pub(super) fn page(
                         }
                     }
                     h2 { "Files" }
-                    (table(["file", "SHA-256"], files.iter().map(|file| [
+                    (table("files", ["file", "SHA-256"], files.iter().map(|file| [
                         cell(&file.name), html! { code { (sha256(&file.bytes)) } },
                     ])))
                 }
@@ -124,7 +124,7 @@ fn traffic(derived: &Derived<'_>) -> Markup {
             (percent(permille(totals.watched_seconds, totals.watchable_seconds, Round::Down)))
             " of the time of all members. What was not watched is not in these numbers."
         }
-        (table(["level", "#connections", "#share", "#bytes", "#share", "meaning"], levels))
+        (table("traffic", ["level", "#connections", "#share", "#bytes", "#share", "meaning"], levels))
         (chart::legend())
         (chart::columns(&Columns {
             id: "days", title: "Bytes by level, by day", unit: Unit::Bytes, length: DAY, columns: &columns,
@@ -192,21 +192,27 @@ fn evidence_of(row: &EvidenceRow, files: &[File]) -> Markup {
 }
 
 /// A table of which the first cell of each row is its name. A title that starts with `#` is of numbers.
-fn table<const N: usize>(titles: [&str; N], rows: impl Iterator<Item = [Markup; N]>) -> Markup {
+fn table<const N: usize>(
+    label: &str,
+    titles: [&str; N],
+    rows: impl Iterator<Item = [Markup; N]>,
+) -> Markup {
     let class = |n: usize| titles[n].starts_with('#').then_some("n");
     html! {
-        table.numbers {
-            thead { tr {
-                @for (n, title) in titles.iter().enumerate() {
-                    th class=[class(n)] scope="col" { (title.trim_start_matches('#')) }
-                }
-            } }
-            tbody {
-                @for row in rows { tr {
-                    @for (n, cell) in row.into_iter().enumerate() {
-                        @if n == 0 { th scope="row" { (cell) } } @else { td class=[class(n)] { (cell) } }
+        div.scroll tabindex="0" role="region" aria-label={ "Table: " (label) } {
+            table.numbers {
+                thead { tr {
+                    @for (n, title) in titles.iter().enumerate() {
+                        th class=[class(n)] scope="col" { (title.trim_start_matches('#')) }
                     }
                 } }
+                tbody {
+                    @for row in rows { tr {
+                        @for (n, cell) in row.into_iter().enumerate() {
+                            @if n == 0 { th scope="row" { (cell) } } @else { td class=[class(n)] { (cell) } }
+                        }
+                    } }
+                }
             }
         }
     }
@@ -230,7 +236,7 @@ fn exceptions(derived: &Derived<'_>) -> Markup {
     let titles = ["node", "exception", "state", "owner", "until", "reason"];
     html! {
         h2 { "Exceptions at the export" }
-        @if derived.exceptions().is_empty() { p { "No node reported any." } } @else { (table(titles, rows)) }
+        @if derived.exceptions().is_empty() { p { "No node reported any." } } @else { (table("exceptions", titles, rows)) }
     }
 }
 
@@ -252,7 +258,7 @@ fn changes(derived: &Derived<'_>) -> Markup {
     html! {
         h2 { "Modes, and their changes" }
         @if derived.mode_changes().is_empty() { p { "Nothing is logged for this period." } }
-        @else { (table(["from", "nodes", "#entry"], rows)) }
+        @else { (table("modes", ["from", "nodes", "#entry"], rows)) }
     }
 }
 
@@ -274,7 +280,7 @@ fn nodes(derived: &Derived<'_>) -> Markup {
     });
     html! {
         h2 { "Nodes at the export" }
-        (table(["node", "version", "mode", "watches", "joined", "last seen"], rows))
+        (table("nodes", ["node", "version", "mode", "watches", "joined", "last seen"], rows))
     }
 }
 
@@ -291,6 +297,6 @@ fn keys(derived: &Derived<'_>) -> Markup {
     });
     html! {
         h2 { "Keys" }
-        (table(["key", "algorithm", "who holds it", "what it can do", "expires", "fingerprint"], rows))
+        (table("keys", ["key", "algorithm", "who holds it", "what it can do", "expires", "fingerprint"], rows))
     }
 }

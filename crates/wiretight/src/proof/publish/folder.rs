@@ -57,18 +57,27 @@ pub enum FolderError {
     NoExchange(PathBuf),
 }
 
-/// Whether [`write()`] may write this folder.
+/// Whether [`write()`] may write this folder, and its file system can exchange two. Call it before a publication is
+/// logged: otherwise the log has one that nobody can see.
 pub fn check(dir: &Path) -> Result<(), FolderError> {
-    Place::open(dir).map(|_| ())
+    let Place { parent, parent_dir, name, .. } = Place::open(dir)?;
+    clear_leftovers(&parent_dir, parent, name)?;
+    let [one, other] = [random(dir)?, random(dir)?].map(|random| temporary(name, random));
+    let failed = |e: rustix::io::Errno| at("write in", parent)(e.into());
+    mkdirat(&parent_dir, &one, Mode::RWXU).map_err(failed)?;
+    let made = mkdirat(&parent_dir, &other, Mode::RWXU).map_err(failed);
+    let exchanged = made.and_then(|()| put_in_place(&parent_dir, &one, &other, true, dir));
+    for folder in [one, other] {
+        remove(&parent_dir, &folder).map_err(at("remove", &parent.join(&folder)))?;
+    }
+    exchanged
 }
 
 /// Replaces or creates the folder. It is on disk when this returns.
 pub fn write(dir: &Path, files: &[PublicFile]) -> Result<(), FolderError> {
     let Place { parent, parent_dir, name, replaces } = Place::open(dir)?;
     clear_leftovers(&parent_dir, parent, name)?;
-    let mut random = [0; 8];
-    getrandom::fill(&mut random).map_err(|e| at("write", dir)(io::Error::other(e)))?;
-    let temporary = temporary(name, u64::from_le_bytes(random));
+    let temporary = temporary(name, random(dir)?);
     let path = parent.join(&temporary);
     let written = write_new(&parent_dir, &temporary, files)
         .map_err(at("write", &path))
@@ -114,6 +123,12 @@ impl<'a> Place<'a> {
         }
         Ok(Place { parent, parent_dir, name, replaces: old.is_some() })
     }
+}
+
+fn random(dir: &Path) -> Result<u64, FolderError> {
+    let mut random = [0; 8];
+    getrandom::fill(&mut random).map_err(|e| at("write", dir)(io::Error::other(e)))?;
+    Ok(u64::from_le_bytes(random))
 }
 
 /// `.NAME.0123456789abcdef.wiretight`
