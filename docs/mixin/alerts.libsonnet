@@ -107,6 +107,14 @@
             'The node is down or cannot reach the authority. It gets no new certificates and no revocations.',
           ),
           alert(
+            'WiretightReleaseUnproved',
+            'warning',
+            'wiretight_mesh_node_release_proved == 0',
+            config.silence,
+            'Node {{ $labels.node }} shows no proved release.',
+            'If the authority requires one, the node gets no new certificates when its time of grace is over.',
+          ),
+          alert(
             'WiretightAuthorityUnreachable',
             'warning',
             'wiretight_authority_connected == 0',

@@ -155,6 +155,13 @@ local during(from, labels, description) =
       during(30, labels { node: 'db1' }, 'The node is down or cannot reach the authority. It gets no new certificates and no revocations.')
     ),
     test(
+      'WiretightReleaseUnproved',
+      'warning',
+      [['wiretight_mesh_node_release_proved', node + ', node="db1"', inverse], ['wiretight_mesh_node_release_proved', node + ', node="web1"', '1x200']],
+      'Node db1 shows no proved release.',
+      during(30, labels { node: 'db1' }, 'If the authority requires one, the node gets no new certificates when its time of grace is over.')
+    ),
+    test(
       'WiretightAuthorityUnreachable',
       'warning',
       [['wiretight_authority_connected', node, inverse]],

@@ -5,7 +5,7 @@ use std::error::Error;
 use std::fs;
 use std::path::Path;
 
-use wiretight::control::report::{Exception, ExceptionKind, Explanation, NodeReport};
+use wiretight::control::report::{Exception, ExceptionKind, Explanation, NodeReport, ReportedRelease};
 use wiretight::control::{
     Blob, Code, Denial, FromAuthority, FromNode, FromStranger, Join, Message, Offer, Rejoin,
     SharedRecord, State, encode,
@@ -423,7 +423,12 @@ fn control() -> Result {
         proof: Blob(vec![2; 71]),
     };
     one("join", &FromStranger::Join(join))?;
+    let release = || {
+        let (sha256, proof) = ("9d".repeat(32), Some("{\"format\":\"\"}\n".into()));
+        Some(Box::new(ReportedRelease { sha256, proof }))
+    };
     let rejoin = Rejoin {
+        release: release(),
         node: "db1".parse()?,
         trust_domain: "example.org".parse()?,
         csr: csr()?,
@@ -450,6 +455,7 @@ fn control() -> Result {
             }),
         }]
         .into(),
+        release: release(),
         ..NodeReport::default()
     };
     one("report", &FromNode::Report { request: 5, report: Box::new(report) })?;

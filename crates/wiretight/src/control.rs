@@ -22,7 +22,7 @@ use wiretight_proxy::{Instance, Registry};
 use wiretight_scan::passive::totals::Hour;
 use zeroize::Zeroizing;
 
-use report::NodeReport;
+use report::{MAX_RELEASE_PROOF, NodeReport, ReportedRelease};
 
 /// The TLS exporter label (RFC 8446, section 7.5) that binds proofs of the enrolment key to a connection.
 pub const EXPORTER_LABEL: &[u8] = b"EXPORTER-wiretight-control";
@@ -129,6 +129,8 @@ pub enum Code {
     Busy,
     /// A limit is reached.
     Full,
+    /// The node has not shown that it runs a release that the authority accepts.
+    UnprovedRelease,
     /// An internal error of the authority; see its log.
     Internal,
     /// A code that this side does not know.
@@ -259,6 +261,13 @@ pub struct Join {
 /// `rejoin`: an enrolled node whose certificate has expired or is no longer accepted.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Rejoin {
+    /// The node's release, after a refusal with [`Code::UnprovedRelease`]: without a certificate it cannot report it.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "report::lenient"
+    )]
+    pub release: Option<Box<ReportedRelease>>,
     pub node: Name,
     /// The trust domain that it expects.
     pub trust_domain: TrustDomain,
@@ -539,7 +548,8 @@ pub trait Message: Serialize + DeserializeOwned {
 }
 
 impl Message for FromStranger {
-    const MAX: usize = 8 << 10;
+    /// A release proof is JSON in JSON, so it becomes longer.
+    const MAX: usize = (8 << 10) + MAX_RELEASE_PROOF / 2 * 3;
 }
 impl Message for FromNode {
     const MAX: usize = 1 << 20;
@@ -766,7 +776,9 @@ mod tests {
 
     #[test]
     fn an_announced_length_over_the_limit_is_refused_before_its_bytes_arrive() {
-        for (announced, good) in [(8 << 10, true), ((8 << 10) + 1, false), (u32::MAX, false)] {
+        let max = FromStranger::MAX as u32;
+        assert!(max <= 128 << 10);
+        for (announced, good) in [(max, true), (max + 1, false), (u32::MAX, false)] {
             let mut frames = Frames::default();
             frames.push(&u32::to_be_bytes(announced));
             let next = frames.take::<FromStranger>();

@@ -16,7 +16,7 @@ use wiretight_scan::judge::Level;
 use wiretight_scan::passive::totals::Period;
 
 use crate::agent::AgentStatus;
-use crate::authority::{ClaimsStatus, NodeInfo, PendingToken};
+use crate::authority::{ClaimsStatus, NodeInfo, PendingToken, ReleasesStatus};
 use crate::control::report::Exception;
 use crate::intercept::{InterceptStatus, TrialStatus};
 use crate::log::sequencer::LogStatus;
@@ -361,6 +361,9 @@ pub struct Status {
     /// What the authority logs about the traffic of the mesh, if this node is the authority.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub claims: Option<ClaimsStatus>,
+    /// The releases that nodes run, if this node is the authority and has a policy for them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub releases: Option<ReleasesStatus>,
     /// The services that this node offers.
     pub services: Vec<ServiceStatus>,
     /// The services that programs on this node call.

@@ -18,7 +18,7 @@ use wiretight_proxy::relay::{RelayLatency, Side, Sums};
 use wiretight_scan::passive::totals::{Count, Way};
 
 use super::api::Status;
-use crate::authority::{CaStatus, ClaimsStatus, NodeInfo};
+use crate::authority::{CaStatus, ClaimsStatus, NodeInfo, ReleaseVerdict};
 use crate::exposition::{self, Labels, counter, gauge, histogram, one};
 use crate::intercept::InterceptStatus;
 use crate::log::sequencer::LogStatus;
@@ -215,7 +215,19 @@ fn mesh(e: &mut DescriptorEncoder<'_>, of: &CaStatus, nodes: &[NodeInfo]) -> fmt
     gauge(e, "mesh_node_last_seen_timestamp_seconds", help, seen)?;
     let refused = nodes.iter().map(|n| (node(n), u64::from(n.refused.is_some())));
     let help = "1 while the authority rejects a service instance of the node";
-    gauge(e, "mesh_node_refused", help, refused)
+    gauge(e, "mesh_node_refused", help, refused)?;
+    let checked = nodes.iter().filter(|n| n.release.verdict != ReleaseVerdict::Unchecked);
+    let proved = checked.map(|n| (node(n), u64::from(n.release.verdict.proved().is_some())));
+    let help = "1 if the node says that it runs a release that the authority's policy accepts";
+    gauge(e, "mesh_node_release_proved", help, proved)?;
+    let info = nodes.iter().filter_map(|n| {
+        let version = n.release.verdict.proved()?.version.to_string();
+        Some((vec![("node", n.name.to_string()), ("version", version)], 1u64))
+    });
+    gauge(e, "mesh_node_release_info", "The proved release that the node says it runs", info)?;
+    let left = nodes.iter().filter_map(|n| Some((node(n), n.release.refused_in?)));
+    let help = "Time until the node gets no identities, because its release is not proved";
+    gauge(e, "mesh_node_release_grace_left_seconds", help, left)
 }
 
 fn exceptions(e: &mut DescriptorEncoder<'_>, status: &Status) -> fmt::Result {

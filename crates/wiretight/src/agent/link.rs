@@ -26,6 +26,7 @@ use wiretight_proxy::provider;
 use wiretight_proxy::{Identity, Mesh, tls};
 
 use super::state::public_der;
+use crate::control::report::ReportedRelease;
 use crate::control::{
     Blob, ControlError, Denial, EXPORTER_LABEL, FromAuthority, FromStranger, JOIN_CONTEXT, Join,
     Message, REJOIN_CONTEXT, Reader, Rejoin, encode,
@@ -80,6 +81,8 @@ pub(super) struct Question<'a> {
     pub(super) key: &'a SigningKey,
     /// The node's previous identity.
     pub(super) before: Option<&'a Identity>,
+    /// Which release it runs, for a rejoin.
+    pub(super) release: Option<&'a ReportedRelease>,
 }
 
 /// The verified result of a join or rejoin.
@@ -137,7 +140,7 @@ async fn ask(
     question: &Question<'_>,
     asks: &Transparency,
 ) -> Result<Entry, LinkError> {
-    let Question { trust_domain, node, enrolment, ticket, key, before } = *question;
+    let Question { trust_domain, node, enrolment, ticket, key, before, release } = *question;
     let config = stranger_config(trust_domain, ticket, asks).map_err(|e| tls_error(addr, e))?;
     let mut stream = connect(addr, config, trust_domain).await?;
 
@@ -160,6 +163,7 @@ async fn ask(
             proof: prove(JOIN_CONTEXT).map_err(|e| local(&e))?,
         }),
         Ticket::Enrolled(_) => FromStranger::Rejoin(Rejoin {
+            release: release.cloned().map(Box::new),
             node: node.clone(),
             trust_domain: trust_domain.clone(),
             csr,

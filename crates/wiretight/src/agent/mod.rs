@@ -441,6 +441,7 @@ pub async fn join_once(
         ticket: &ticket,
         key: &key,
         before,
+        release: None,
     };
     let entry = link::enter(&addresses, &question, asks, times.answer).await?;
     disk.save_bundle(&entry.bundle)?;

@@ -58,6 +58,7 @@ use crate::log::sequencer::{Log, LogStatus};
 use crate::log::serve::LogSite;
 use crate::logging::chain;
 use crate::private_dir::{FileError, PrivateDir};
+use crate::release::policy::ReleasePolicyError;
 use ca::{Ca, until};
 use claims::Claims;
 use own_log::{log_listener, open_log};
@@ -69,7 +70,9 @@ pub use affected::Affected;
 pub use ca::{CaError, IntermediateStatus, RootStanding, RootStatus};
 pub use claims::{ClaimsStatus, LoggedPeriod, Published};
 pub use own_log::{LogParams, log_signer};
-pub use registry::{Earlier, PendingToken, Reported};
+pub use registry::{
+    Earlier, NodeRelease, PendingToken, ReleaseParams, ReleaseVerdict, ReleasesStatus, Reported,
+};
 
 /// How long shutting down may take.
 const SHUTDOWN: Duration = Duration::from_secs(5);
@@ -96,6 +99,8 @@ pub enum AuthorityError {
     Bucket(#[from] BucketError),
     #[error(transparent)]
     Policy(#[from] PolicyFileError),
+    #[error(transparent)]
+    ReleasePolicy(#[from] ReleasePolicyError),
     #[error(transparent)]
     Ca(CaError),
     #[error("cannot set up TLS")]
@@ -163,13 +168,14 @@ pub struct AuthorityParams {
     pub ttls: Ttls,
     pub times: Times,
     pub log: LogParams,
+    pub releases: ReleaseParams,
 }
 
 impl AuthorityParams {
     /// `authority` is the section of `config`.
     ///
     /// # Errors
-    /// The policy of `[witnesses]` is unusable.
+    /// The policy of `[witnesses]` or `[release]` is unusable.
     pub fn from_config(
         config: &Config,
         authority: &config::Authority,
@@ -183,6 +189,7 @@ impl AuthorityParams {
             ttls: Ttls { svid: authority.svid_ttl, intermediate: authority.intermediate_ttl },
             times: Times::default(),
             log: LogParams::from_config(config)?,
+            releases: ReleaseParams::from_config(config, authority)?,
         })
     }
 }
@@ -216,6 +223,9 @@ pub struct NodeInfo {
     pub instances: Vec<Offer>,
     /// Which of its announced instances were rejected, and why.
     pub refused: Option<String>,
+    /// Which release it runs, by its own word.
+    #[serde(default)]
+    pub release: NodeRelease,
 }
 
 /// The CA and the state, for `wiretight authority status`.
@@ -273,7 +283,8 @@ impl Authority {
         params: AuthorityParams,
         store: Arc<dyn Store>,
     ) -> Result<AuthorityHandle, AuthorityError> {
-        let AuthorityParams { trust_domain, listen, advertise, dir, ttls, times, log } = params;
+        let AuthorityParams { trust_domain, listen, advertise, dir, ttls, times, log, releases } =
+            params;
         let dir = PrivateDir::open(dir)?;
         let required = log.required;
         let served = log.served.clone();
@@ -287,6 +298,8 @@ impl Authority {
         registry.recover().await?;
         registry.prune(times.steady.is_zero()).await?;
         registry.load_reports().await?;
+        registry.load_releases().await?;
+        registry.set_releases(releases);
         let claims = Arc::default();
         let logging = Claims::open(store.clone(), log.clone(), times, Arc::clone(&claims)).await?;
 
@@ -393,9 +406,10 @@ impl AuthorityHandle {
         advertise.clone().unwrap_or_else(|| self.inner.addr.into())
     }
 
-    /// Applies a reload: lifetimes and advertised address. The listening address changes only with a restart.
-    pub fn update(&self, ttls: Ttls, advertise: Option<HostPort>) {
+    /// Applies a reload: lifetimes, advertised address, and releases. The listening address changes only with a restart.
+    pub fn update(&self, ttls: Ttls, advertise: Option<HostPort>, releases: ReleaseParams) {
         self.inner.ca.set_ttls(ttls);
+        self.inner.registry.set_releases(releases);
         *self.inner.advertise.write() = advertise;
     }
 
@@ -485,6 +499,11 @@ impl AuthorityHandle {
         Ok(self.inner.registry.totals(from, to).await?)
     }
 
+    /// The releases that nodes run; `None` if there is no policy for them.
+    pub fn releases_status(&self) -> Option<ReleasesStatus> {
+        self.inner.registry.releases_status()
+    }
+
     /// The checkpoints that the proof page has shown, oldest first.
     pub async fn earlier(&self) -> Result<Vec<Earlier>, AuthorityError> {
         self.inner.registry.earlier().await
@@ -497,6 +516,7 @@ impl AuthorityHandle {
 
     pub async fn list_nodes(&self) -> Result<Vec<NodeInfo>, AuthorityError> {
         let listed = self.inner.registry.list().await?;
+        let mut releases = self.inner.registry.releases();
         let info = |(name, listed): (Name, registry::Listed)| {
             let line = self.inner.server.line(&name);
             let seen = line.as_ref().map(|l| l.at.load(Ordering::Relaxed));
@@ -509,6 +529,7 @@ impl AuthorityHandle {
                 last_seen: seen.or(listed.last_seen),
                 acked_version: line.map(|l| l.acked.load(Ordering::Relaxed)),
                 instances: listed.instances,
+                release: releases.remove(&name).unwrap_or_default(),
                 name,
             }
         };
@@ -739,7 +760,10 @@ async fn maintain(inner: Arc<Inner>, times: Times) {
         let wait = until(renew_at).min(TICK).max(pause);
         tokio::select! {
             () = sleep(wait.max(Duration::from_millis(100))) => {}
-            () = stopped(&mut stop) => return,
+            () = stopped(&mut stop) => {
+                let _ = inner.registry.save_releases(true).await;
+                return;
+            }
         }
         pause = Duration::ZERO;
         if let Some(seconds) = steps.look() {
@@ -780,6 +804,9 @@ async fn maintain(inner: Arc<Inner>, times: Times) {
         let logged = timeout(RETRY, inner.registry.log_revocations(&inner.log)).await;
         if let Ok(Err(e)) = logged {
             tracing::warn!("revocations are not in the log yet: {}", chain(&e));
+        }
+        if let Err(e) = inner.registry.save_releases(false).await {
+            tracing::error!("cannot store which nodes run no proved release: {e}");
         }
         if prune_at <= tokio::time::Instant::now() {
             if let Err(e) = inner.registry.prune(steps.steady_for() >= times.steady).await {

@@ -13,6 +13,9 @@
 //! watch/NAME/DAY         what a node has counted of its traffic (`totals`)
 //! published/checkpoints  what the proof page has shown (`published`)
 //! report/NAME            what a node reports of itself (`reports`)
+//! release/NAME           which release it runs (`releases`)
+//! unproved/NAME          for how long that was not a proved one
+//! released/minimum       the highest minimum version of all proved releases
 //! ```
 //!
 //! The store has no transaction over several keys. So a change in several steps first marks the node's record as being
@@ -24,6 +27,7 @@
 
 mod issuing;
 mod published;
+mod releases;
 mod reports;
 mod shared;
 mod tokens;
@@ -55,6 +59,7 @@ use crate::log::sequencer::Log;
 
 use issuing::{Chain, IssuedRecord};
 pub use published::Earlier;
+pub use releases::{NodeRelease, ReleaseParams, ReleaseVerdict, ReleasesStatus};
 pub(super) use reports::Member;
 pub use reports::Reported;
 pub(super) use shared::Written;
@@ -172,6 +177,7 @@ pub(super) struct Registry {
     shares: Mutex<Budgets>,
     announcements: Mutex<Budgets>,
     reports: reports::Reports,
+    releases: releases::Releases,
     /// The node in this process.
     own: OnceLock<Name>,
 }
@@ -181,8 +187,20 @@ type Budgets = HashMap<Name, (f64, Instant)>;
 
 impl Registry {
     pub(super) fn new(trust_domain: TrustDomain, store: Arc<dyn Store>, ca: Arc<Ca>) -> Registry {
-        let (changing, budgets, shares, announcements, reports, own) = Default::default();
-        Registry { trust_domain, store, ca, changing, budgets, shares, announcements, reports, own }
+        let (changing, budgets, shares, announcements) = Default::default();
+        let (reports, releases, own) = Default::default();
+        Registry {
+            trust_domain,
+            store,
+            ca,
+            changing,
+            budgets,
+            shares,
+            announcements,
+            reports,
+            releases,
+            own,
+        }
     }
 
     /// Sets which node runs in this process.
@@ -437,6 +455,9 @@ impl Registry {
         at_rest(&record)?;
         self.may_spend(&rejoin.node)?;
         let csr = self.own_csr(&rejoin.csr, &rejoin.node)?;
+        if let Some(release) = rejoin.release.as_deref().cloned() {
+            self.keep_release_of_stranger(&rejoin.node, &record.enrolment, release).await?;
+        }
         let chain = self.issue_one(&rejoin.node, &record.enrolment, csr).await?;
         Ok(Joined { chain, bundle: self.ca.roots() })
     }
@@ -648,9 +669,11 @@ impl Registry {
             Standing::Replacing => {
                 self.delete_key(&instances_key(name)).await?;
                 self.forget_report(name).await?;
+                self.forget_release(name).await?;
             }
             Standing::Removing => {
                 self.forget_report(name).await?;
+                self.forget_release(name).await?;
                 // With a remaining token the node could join again.
                 self.prune_folder(TOKENS, |t: TokenRecord| t.node == *name).await?;
                 self.delete_key(&instances_key(name)).await?;

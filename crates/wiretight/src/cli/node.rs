@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use wiretight_keys::Name;
 use wiretight_proxy::registry::Host;
+use wiretight_scan::report::clean;
 
 use super::confirm::Confirm;
 use super::term::{self, Table};
@@ -15,7 +16,7 @@ use crate::admin::api::{
     RemoveRequest,
 };
 use crate::admin::client::Received;
-use crate::authority::NodeInfo;
+use crate::authority::{NodeInfo, NodeRelease, ReleaseVerdict};
 
 /// Manage the nodes of the mesh (run on the authority)
 #[derive(Subcommand)]
@@ -163,8 +164,35 @@ pub(super) fn find(state_dir: &Path, name: &Name) -> anyhow::Result<Option<NodeI
     Ok(nodes.into_iter().find(|node| node.name == *name))
 }
 
+fn release(verdict: &ReleaseVerdict) -> String {
+    match verdict {
+        ReleaseVerdict::Proved(proved) => format!("{} proved", proved.version),
+        ReleaseVerdict::Unproved(_) => term::bad("not proved"),
+        ReleaseVerdict::Unchecked | ReleaseVerdict::Unknown => "-".into(),
+    }
+}
+
+/// Why the release of a node is not proved, and what follows; `None` if nothing follows and nothing is wrong.
+pub(super) fn unproved(node: &Name, of: &NodeRelease) -> Option<String> {
+    let why = clean(of.verdict.problem()?);
+    match (of.refused_in, &of.verdict) {
+        (Some(0), _) => {
+            Some(term::bad(&format!("{node} gets no identity: its release is not proved: {why}")))
+        }
+        (Some(left), _) => Some(term::bad(&format!(
+            "{node} gets no identity after {}: its release is not proved: {why}",
+            term::span(left)
+        ))),
+        (None, ReleaseVerdict::Unproved(_)) => {
+            Some(format!("{node}: its release is not proved: {why}"))
+        }
+        (None, _) => None,
+    }
+}
+
 fn table(nodes: &[NodeInfo]) -> String {
-    let mut table = Table::new(&["NODE", "CONNECTED", "LAST SEEN", "MAY CLAIM", "OFFERS"]);
+    let heads = ["NODE", "CONNECTED", "LAST SEEN", "RELEASE", "MAY CLAIM", "OFFERS"];
+    let mut table = Table::new(&heads);
     for node in nodes {
         let services: Vec<_> = node.services.iter().map(Name::as_str).collect();
         let offers: Vec<_> =
@@ -173,12 +201,16 @@ fn table(nodes: &[NodeInfo]) -> String {
             node.name.to_string(),
             if node.connected { "yes".into() } else { "no".into() },
             node.last_seen.map_or("never".into(), term::ago),
+            release(&node.release.verdict),
             term::or_dash(&services.join(", ")),
             term::or_dash(&offers.join(", ")),
         ]);
     }
     let mut out = table.to_string();
     for node in nodes {
+        if let Some(why) = unproved(&node.name, &node.release) {
+            out += &format!("{why}\n");
+        }
         if let Some(why) = &node.refused {
             out += &term::bad(&format!("{}: instances rejected: {why}", node.name));
             out.push('\n');

@@ -13,6 +13,7 @@ use super::term::{self, Table};
 use super::{Output, Where, plaintext};
 use crate::admin::api::{PublishStatus, Status as NodeStatus};
 use crate::admin::client::Received;
+use crate::authority::ReleasesStatus;
 use crate::control::report::{Exception, Explanation};
 use crate::log::sequencer::LogStatus;
 use crate::release::{Standing, Verdict};
@@ -214,6 +215,27 @@ fn transparency(status: &NodeStatus) -> String {
     }
     if let Some(of) = &status.log {
         out += &log(of);
+    }
+    if let Some(of) = &status.releases {
+        out += &releases(of);
+    }
+    out
+}
+
+fn releases(of: &ReleasesStatus) -> String {
+    let all = of.proved + of.unproved.len();
+    let required = match of.grace_seconds {
+        Some(grace) => format!("required, after {}", term::span(grace)),
+        None => "not required".to_owned(),
+    };
+    let mut out = format!(
+        "releases:  {} of {all} nodes say that they run a proved one ({required})\n",
+        of.proved
+    );
+    for (node, of) in &of.unproved {
+        if let Some(why) = super::node::unproved(node, of) {
+            out += &format!("           {why}\n");
+        }
     }
     out
 }

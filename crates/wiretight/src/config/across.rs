@@ -22,6 +22,9 @@ pub(super) struct Across {
     pub(super) node_authority: Option<(usize, String)>,
     pub(super) join_token_file: Option<(usize, String)>,
     pub(super) authority_line: Option<usize>,
+    /// `require_release = true`
+    pub(super) require_release: Option<(usize, String)>,
+    pub(super) has_release: bool,
     pub(super) transparent: Vec<(usize, String)>,
     pub(super) intercepts: bool,
 }
@@ -96,6 +99,11 @@ impl Across {
                 "there is no [intercept], whose rules are needed to return the program's replies";
             let advice =
                 "add [intercept]; with mode = \"observe\" it drops and redirects nothing else";
+            report.error(Some(line), key, Complaint::new(problem, advice));
+        }
+        if let Some((line, key)) = self.require_release.take().filter(|_| !self.has_release) {
+            let problem = "there is no [release], whose policy says which releases are accepted";
+            let advice = "add [release] with policy = \"/etc/wiretight/release.policy\"";
             report.error(Some(line), key, Complaint::new(problem, advice));
         }
         let Some(authority) = self.authority_line else { return };

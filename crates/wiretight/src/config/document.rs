@@ -37,6 +37,7 @@ const DEFAULT_STATE_DIR: &str = "/var/lib/wiretight";
 const DEFAULT_DRAIN: Duration = Duration::from_secs(30);
 const DEFAULT_SVID_TTL: Duration = Duration::from_secs(3600);
 const DEFAULT_INTERMEDIATE_TTL: Duration = Duration::from_secs(7 * 86_400);
+const DEFAULT_RELEASE_GRACE: Duration = Duration::from_secs(86_400);
 const DEFAULT_WEB_TTL: Duration = Duration::from_secs(86_400);
 const DEFAULT_PER_PEER: u32 = 10_000;
 
@@ -114,8 +115,9 @@ pub(super) fn read_document(report: &mut Report<'_>, text: &str) -> Option<Confi
     let watch = one(report, &mut root, &WATCH).map(|section| read_watch(report, section));
     let publish = one(report, &mut root, &PUBLISH)
         .map(|section| read_publish(report, section, across.authority_line));
-    let release =
-        one(report, &mut root, &RELEASE).and_then(|section| read_release(report, section));
+    let release = one(report, &mut root, &RELEASE);
+    across.has_release = release.is_some();
+    let release = release.and_then(|section| read_release(report, section));
     let acme_server = one(report, &mut root, &ACME_SERVER)
         .map(|section| read_acme_server(report, section, across.authority_line, &mut across));
     let with_acme = acme_server.is_some();
@@ -206,8 +208,13 @@ fn read_authority(
     let advertise = s.optional(report, "advertise", reachable);
     let svid_ttl = s.optional(report, "svid_ttl", svid_ttl);
     let intermediate_ttl = s.optional(report, "intermediate_ttl", duration);
+    let require_release = s.optional(report, "require_release", flag);
+    let release_grace = s.optional(report, "release_grace", release_grace);
 
     across.authority_line = Some(s.line);
+    if let (Some(line), Some(true)) = (require_release.line(), require_release.as_given()) {
+        across.require_release = Some((line, s.key("require_release")));
+    }
     if let Some(listen) = &listen {
         across.listener(Some(listen.line), s.key("listen"), listen.value);
         if listen.value.ip().to_canonical().is_unspecified() && matches!(advertise, Setting::Absent)
@@ -245,6 +252,8 @@ fn read_authority(
         advertise: advertise.given(),
         svid_ttl: svid_ttl.or(DEFAULT_SVID_TTL),
         intermediate_ttl: intermediate_ttl.or(DEFAULT_INTERMEDIATE_TTL),
+        require_release: require_release.or(false),
+        release_grace: release_grace.or(DEFAULT_RELEASE_GRACE),
     })
 }
 

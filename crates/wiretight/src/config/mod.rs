@@ -166,6 +166,10 @@ pub struct Authority {
     pub svid_ttl: Duration,
     /// Lifetime of the intermediate that signs SVIDs; at least four times `svid_ttl`.
     pub intermediate_ttl: Duration,
+    /// Whether nodes get identities only if they have shown that they run a release that `[release]` accepts.
+    pub require_release: bool,
+    /// How long a node may be without one.
+    pub release_grace: Duration,
 }
 
 impl Config {

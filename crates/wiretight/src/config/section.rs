@@ -71,6 +71,8 @@ pub(super) const AUTHORITY: Shape = Shape {
         ("advertise", r#""authority.example.org:7400""#),
         ("svid_ttl", r#""1h""#),
         ("intermediate_ttl", r#""7d""#),
+        ("require_release", "true"),
+        ("release_grace", r#""24h""#),
     ],
 };
 

@@ -344,7 +344,8 @@ fn every_key_is_read() {
 
     let authority = parse(&format!(
         "{NODE_LINES}\nadmin = \"off\"\n[authority]\nlisten = \"0.0.0.0:7400\"\n\
-         advertise = \"a.example.org:7400\"\nsvid_ttl = \"10s\"\nintermediate_ttl = \"40s\""
+         advertise = \"a.example.org:7400\"\nsvid_ttl = \"10s\"\nintermediate_ttl = \"40s\"\n\
+         require_release = true\nrelease_grace = \"2h\"\n[release]\npolicy = \"/etc/r.policy\""
     ))
     .unwrap();
     assert_eq!(authority.node.admin, None);
@@ -352,6 +353,8 @@ fn every_key_is_read() {
     assert_eq!(authority.join_address().to_string(), "a.example.org:7400");
     assert_eq!(authority.svid_ttl, Duration::from_secs(10));
     assert_eq!(authority.intermediate_ttl, Duration::from_secs(40));
+    assert!(authority.require_release);
+    assert_eq!(authority.release_grace, Duration::from_secs(7200));
 }
 
 #[test]

@@ -543,6 +543,18 @@ pub(super) fn svid_ttl(v: &DeValue<'_>) -> Result<Duration, Complaint> {
     Ok(ttl)
 }
 
+/// The shortest and longest `release_grace`. A node needs a moment to tell which release it runs.
+const RELEASE_GRACE: RangeInclusive<Duration> =
+    Duration::from_secs(60)..=Duration::from_secs(90 * 86_400);
+
+pub(super) fn release_grace(v: &DeValue<'_>) -> Result<Duration, Complaint> {
+    let grace = duration(v)?;
+    if !RELEASE_GRACE.contains(&grace) {
+        return Err(Complaint::problem(format!("{} is not from 1m to 90d", shown(v))));
+    }
+    Ok(grace)
+}
+
 /// How long hourly totals are kept: an hour to a week.
 pub(super) fn keep(v: &DeValue<'_>) -> Result<Duration, Complaint> {
     let keep = duration(v)?;

@@ -12,6 +12,7 @@ use super::parts::{
 use super::problems;
 use super::query::Query;
 use super::traffic::{FLOW_HEADS, flow_row};
+use crate::authority::ReleaseVerdict;
 use crate::control::report::{Exception, ExceptionKind};
 use crate::proof::chart::{self, Column, Columns, Unit, date, grouped, of};
 use crate::proof::facts::{LoggedPeriod, NodeFacts};
@@ -56,7 +57,14 @@ pub fn nodes(model: &Model, query: &Query) -> Markup {
                         None => "no report",
                     }
                 }
-                td { @match report { Some(report) => (text(&report.version)), None => "–" } }
+                td {
+                    @match report { Some(report) => (text(&report.version)), None => "–" }
+                    @match node.release.verdict {
+                        ReleaseVerdict::Proved(_) => { br; (state(true, "proved")) },
+                        ReleaseVerdict::Unproved(_) => { br; (state(false, "not proved")) },
+                        ReleaseVerdict::Unchecked | ReleaseVerdict::Unknown => {},
+                    }
+                }
                 td { @for (n, name) in node.services.iter().take(5).enumerate() { @if n > 0 { ", " } (name) }
                     @if node.services.len() > 5 { ", …" } }
                 td.n { a href={ (href) "#rows" } { @match report { Some(r) => (grouped(r.rows.good.len() as u64 + r.more_rows)), None => "–" } } }
@@ -116,6 +124,25 @@ fn mode(node: &NodeFacts) -> Markup {
     }
 }
 
+fn release(node: &NodeFacts) -> Markup {
+    html! {
+        @match &node.release.verdict {
+            ReleaseVerdict::Proved(of) => {
+                "proved: " (text(&of.version.to_string())) ", entry " (of.index) " of " (text(&of.origin))
+                @if !of.rebuilt.is_empty() { ", also built by " (text(&of.rebuilt.join(", "))) }
+            },
+            ReleaseVerdict::Unproved(why) => { (state(false, "not proved")) ": " (text(why)) },
+            ReleaseVerdict::Unchecked => "not checked: this authority has no release policy",
+            ReleaseVerdict::Unknown => "it says nothing of it",
+        }
+        @match node.release.refused_in {
+            Some(0) => { br; (state(false, "it gets no identity")) },
+            Some(left) => { br; "it gets no identity in " (left) " s" },
+            None => {},
+        }
+    }
+}
+
 pub fn node(model: &Model, name: &str, query: &Query) -> Option<Markup> {
     let (place, node) = model.node(name)?;
     let now = model.facts.at;
@@ -141,6 +168,7 @@ pub fn node(model: &Model, name: &str, query: &Query) -> Option<Markup> {
             div { dt { "Last message" } dd { @match node.last_seen { Some(at) => (relative(at, now)), None => "never" } } }
             div { dt { "Mode" } dd { (mode(node)) } }
             div { dt { "Version" } dd { @match report { Some(r) => (text(&r.version)), None => "no report" } } }
+            div { dt { "Release" } dd { (release(node)) } }
             div { dt { "Report" } dd { @match node.reported_at { Some(at) => (relative(at, now)), None => "none" } } }
             div { dt { "Watches its traffic" } dd { @match report { Some(r) => (if r.watching { "yes" } else { "no: only what its relay carries is known" }), None => "not known" } } }
             div { dt { "Totals to" } dd { @match node.last_hour { Some(hour) => (date(hour.saturating_add(HOUR), HOUR)), None => "none" } } }

@@ -75,6 +75,7 @@ fn report(text: &str, rows: Vec<Row>, now: u64) -> NodeReport {
         rows: rows.into(),
         rows_since: Some(now - 100),
         more_rows: 3,
+        release: None,
     }
 }
 

@@ -1,6 +1,8 @@
-//! What a node tells the authority about itself. It is the node's own word: shown with its name, and nothing is allowed or
-//! refused by it. Each part is bounded, and readable without the others.
+//! What a node tells the authority about itself. It is the node's own word: shown with its name. By its release, the
+//! authority may refuse it identities; nothing else is allowed or refused by it. Each part is bounded, and readable without
+//! the others.
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use wiretight_proxy::intercept::rules::Mode;
@@ -17,6 +19,8 @@ pub const MAX_TEXT: usize = 256;
 const MAX_LINE: usize = 4096;
 /// The largest report, in bytes of JSON.
 pub const MAX_REPORT: usize = 64 << 10;
+/// The largest proof of a release that is sent, in bytes.
+pub const MAX_RELEASE_PROOF: usize = 64 << 10;
 /// By how many bytes the two numbers of what is missing may become longer while a report is cut.
 const ROOM: usize = 64;
 /// The longest version, in bytes.
@@ -28,7 +32,7 @@ pub struct NodeReport {
     /// The version of the program, such as `0.1.0`.
     pub version: String,
     /// The mode of interception in force; `None` without rules, or if this release does not know it.
-    #[serde(default, deserialize_with = "mode")]
+    #[serde(default, deserialize_with = "lenient")]
     pub mode: Option<Mode>,
     /// Since when that mode is in force, in seconds since 1970.
     #[serde(default)]
@@ -50,6 +54,19 @@ pub struct NodeReport {
     /// More rows than [`MAX_ROWS`].
     #[serde(default)]
     pub more_rows: u64,
+    /// Which release it runs. It does not count towards [`MAX_REPORT`].
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "lenient")]
+    pub release: Option<Box<ReportedRelease>>,
+}
+
+/// Which release a node runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReportedRelease {
+    /// SHA-256 of the program's file, in hex.
+    pub sha256: String,
+    /// The text of its proof (docs/release.md). `None`: there is none, or it was sent before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof: Option<String>,
 }
 
 /// Why a node's report is not accepted.
@@ -70,6 +87,7 @@ pub enum InvalidReport {
 impl NodeReport {
     /// Cuts it to what may be sent: exceptions that are not explained or end first come first, and rows as they are.
     pub fn bounded(mut self) -> NodeReport {
+        let release = self.release.take();
         let exceptions = &mut self.exceptions.good;
         exceptions.sort_by_key(|e| e.explanation.as_ref().map_or(0, |explained| explained.until));
         exceptions.iter_mut().for_each(shorten);
@@ -93,12 +111,16 @@ impl NodeReport {
             self.rows.good.push(row);
         }
         self.more_rows = self.more_rows.saturating_add((all - self.rows.good.len()) as u64);
+        self.release = release;
         self
     }
 
-    /// Checks what another machine has sent.
+    /// Checks what another machine has sent, without its release.
     pub fn check(&self) -> Result<(), InvalidReport> {
-        let json = serde_json::to_value(self).unwrap_or_default();
+        let mut json = serde_json::to_value(self).unwrap_or_default();
+        if let Value::Object(members) = &mut json {
+            members.remove("release");
+        }
         let size = json.to_string().len();
         if size > MAX_REPORT {
             return Err(InvalidReport::Large(size));
@@ -133,7 +155,7 @@ impl NodeReport {
         self.more_rows = self.more_rows.saturating_add(unread(&mut self.rows.unreadable).into());
     }
 
-    /// The report without rows.
+    /// The report without rows and release.
     pub fn without_rows(&self) -> NodeReport {
         let NodeReport { version, mode, mode_since, watching, exceptions, more_exceptions, .. } =
             self.clone();
@@ -148,6 +170,7 @@ impl NodeReport {
             rows,
             rows_since,
             more_rows,
+            release: None,
         }
     }
 }
@@ -193,10 +216,12 @@ fn is_misleading(c: char) -> bool {
         || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{feff}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// A mode of a later release does not make the report unreadable.
-fn mode<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Mode>, D::Error> {
-    let word = Option::<Value>::deserialize(d)?;
-    Ok(word.and_then(|word| serde_json::from_value(word).ok()))
+/// A value that only a later release can read does not make the report unreadable.
+pub(super) fn lenient<'de, D: Deserializer<'de>, T: DeserializeOwned>(
+    d: D,
+) -> Result<Option<T>, D::Error> {
+    let value = Option::<Value>::deserialize(d)?;
+    Ok(value.and_then(|value| serde_json::from_value(value).ok()))
 }
 
 /// A setting by which a node lets traffic through that the mesh does not encrypt.

@@ -24,7 +24,9 @@ use crate::admin::api::{
 };
 use crate::admin::metrics::{Disk, Measured};
 use crate::agent::{AgentHandle, AgentParams};
-use crate::authority::{Affected, AuthorityError, AuthorityHandle, CaStatus, Grant, Ttls};
+use crate::authority::{
+    Affected, AuthorityError, AuthorityHandle, CaStatus, Grant, ReleaseParams, Ttls,
+};
 use crate::config::Config;
 use crate::console::session::{self, Sessions};
 use crate::control::Code;
@@ -200,6 +202,7 @@ impl Daemon {
             transparency: self.transparency(),
             log: self.authority.as_ref().map(|authority| authority.log().status()),
             claims: self.authority.as_ref().map(|authority| authority.claims_status()),
+            releases: self.authority.as_ref().and_then(|authority| authority.releases_status()),
             services: services.collect(),
             dials: dials.collect(),
             relay,
@@ -304,6 +307,8 @@ impl Daemon {
         let cas = acme::cas(&new.acme).map_err(|e| RequestError::Refused(chain(&e)))?;
         let params = AgentParams::from_config(&new);
         let params = params.map_err(|e| RequestError::Refused(chain(&e)))?;
+        let releases = new.authority.as_ref().map(|of| ReleaseParams::from_config(&new, of));
+        let releases = releases.transpose().map_err(|e| RequestError::Refused(chain(&e)))?;
         let refused = |e: &ApplyError| RequestError::Refused(chain(e));
         self.relay.apply(&new.relay).map_err(|e| refused(&e))?;
         if let Err(error) = self.edge.apply(&new.edge) {
@@ -325,7 +330,7 @@ impl Daemon {
         }
         if let (Some(handle), Some(section)) = (&self.authority, &new.authority) {
             let ttls = Ttls { svid: section.svid_ttl, intermediate: section.intermediate_ttl };
-            handle.update(ttls, section.advertise.clone());
+            handle.update(ttls, section.advertise.clone(), releases.unwrap_or_default());
             // Grants of services that the file no longer names are kept: removing them would close live
             // connections. `node grant` removes them.
             let granted = handle.grant(new.node.name.clone(), new.claimed(), Grant::Add).await;

@@ -1,5 +1,5 @@
-//! What this node tells the authority about itself: its version, the mode in force and since when, what it lets through
-//! unencrypted, and who talks to whom.
+//! What this node tells the authority about itself: its version and release, the mode in force and since when, what it lets
+//! through unencrypted, and who talks to whom.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,10 +12,13 @@ use wiretight_proxy::intercept::rules::Mode;
 use super::daemon::Daemon;
 use crate::clock::uptime;
 use crate::config::{Config, Subject};
-use crate::control::report::{Exception, ExceptionKind, Explanation, NodeReport};
+use crate::control::report::{
+    Exception, ExceptionKind, Explanation, MAX_RELEASE_PROOF, NodeReport, ReportedRelease,
+};
 use crate::intercept::Interception;
 use crate::logging::chain;
 use crate::private_dir::PrivateDir;
+use crate::release::Standing;
 use crate::watch::host::carried;
 
 /// How often to check whether something has changed.
@@ -69,6 +72,13 @@ impl Held {
     }
 }
 
+/// What this node says of its release.
+fn release(of: &Standing) -> Option<ReportedRelease> {
+    let (sha256, proof) = (of.sha256.clone(), of.proof.clone());
+    let proof = proof.filter(|proof| proof.len() <= MAX_RELEASE_PROOF);
+    (!sha256.is_empty()).then_some(ReportedRelease { sha256, proof })
+}
+
 pub(super) struct Reporting {
     dir: PrivateDir,
     held: Option<Held>,
@@ -85,6 +95,13 @@ impl Reporting {
 
     /// Reports changes, and everything from time to time.
     pub(super) async fn run(mut self, daemon: Arc<Daemon>) {
+        if let Some(proof) = daemon.release.proof.as_ref().filter(|p| p.len() > MAX_RELEASE_PROOF) {
+            let bytes = proof.len();
+            tracing::error!(
+                bytes,
+                "the proof of this release is not reported, because more than {MAX_RELEASE_PROOF} bytes are too many"
+            );
+        }
         let every = if daemon.watching.is_some() { EVERY } else { EVERY_CARRIED };
         let mut last: Option<(NodeReport, Instant)> = None;
         let mut had_rows = false;
@@ -119,6 +136,7 @@ impl Reporting {
             watching: watch.as_ref().is_some_and(|watch| watch.since.is_some()),
             exceptions: exceptions(&daemon.config()).into(),
             rows_since: watch.and_then(|watch| watch.since),
+            release: release(&daemon.release).map(Box::new),
             ..NodeReport::default()
         }
     }

@@ -30,6 +30,7 @@ pub async fn collect(
             report: known.report,
             reported_at: known.at,
             last_hour: known.last_hour,
+            release: node.release,
             name: node.name,
         }
     });

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use wiretight_keys::{Name, TrustDomain};
 
-use crate::authority::CaStatus;
 pub use crate::authority::LoggedPeriod;
+use crate::authority::{CaStatus, NodeRelease};
 use crate::control::report::NodeReport;
 
 /// What is known of the mesh at a time. [`collect`](super::collect::collect) makes it.
@@ -45,6 +45,9 @@ pub struct NodeFacts {
     pub reported_at: Option<u64>,
     /// The last hour whose totals it sent.
     pub last_hour: Option<u64>,
+    /// Which release it runs, by its own word.
+    #[serde(default, skip_serializing_if = "NodeRelease::is_unknown")]
+    pub release: NodeRelease,
 }
 
 /// A key, who holds it and what it can do.
@@ -167,6 +170,7 @@ impl Facts {
             services: vec![service.parse().expect("a name")],
             reported_at: report.is_some().then_some(at - 60),
             last_hour: report.is_some().then_some(midnight + HOUR),
+            release: NodeRelease::default(),
             report,
         };
         let pass = exception(ExceptionKind::Pass, "udp 10.0.0.9:514", Some(explanation));

@@ -12,7 +12,7 @@ use super::chart::{
 };
 use super::facts::LoggedPeriod;
 use super::public::{Basis, Gap, GapKind, PublicFacts, Share, Window, when};
-use super::reported::Reported;
+use super::reported::{Reported, Running};
 
 /// The newest hours that have a chart.
 const HOURS: u64 = 7 * 24;
@@ -58,6 +58,7 @@ pub fn render(facts: &PublicFacts, logged: &[LoggedPeriod]) -> Markup {
                     }
                     @if let Some(reported) = &facts.reported { (self::reported(facts, reported)) }
                     (modes(facts))
+                    @if let Some(running) = &facts.running { (self::running(running)) }
                     @if let Some(services) = &facts.services {
                         section aria-labelledby="services" {
                             h2 #services { "Services" }
@@ -467,6 +468,24 @@ fn modes(facts: &PublicFacts) -> Markup {
                     @if i > 0 { ", " } (clean(&r.version)) " on " (r.nodes)
                 }
                 @if latest.releases.is_empty() { "not known" } "." }
+        }
+    }
+}
+
+fn running(of: &Running) -> Markup {
+    html! {
+        section aria-labelledby="running" {
+            h2 #running { "Releases that run" }
+            (basis(Basis::Operator))
+            p { "Each machine says which program it runs. The authority verified, by the operator's release policy, that this program was published in a public log. "
+                "That the machine runs it is the machine's own word (level L0): nobody else can see that. By their own word, of the machines:" }
+            ul.plain {
+                @for release in &of.proved {
+                    li { b { (release.nodes) } " run " b { (clean(&release.version)) } ", a proved release." }
+                }
+                li { b { (of.unproved) } " run a program that is not proved." }
+                @if of.unknown > 0 { li { b { (of.unknown) } " do not say what they run." } }
+            }
         }
     }
 }

@@ -18,7 +18,7 @@ use wiretight_tlog::{Policy, SignedCheckpoint};
 
 use super::chart::{Round, date, of, percent, permille};
 use super::facts::{Facts, KeyFacts, LoggedPeriod};
-use super::reported::Reported;
+use super::reported::{Reported, Running};
 use crate::config::Publish;
 
 /// The JSON schema of `facts.json`.
@@ -215,6 +215,8 @@ pub struct PublicFacts {
     pub log: LogFacts,
     /// As long as the log has no traffic in the newest window.
     pub reported: Option<Reported>,
+    /// If the authority has a policy for releases.
+    pub running: Option<Running>,
     /// Only if the operator chose to publish them.
     pub services: Option<BTreeSet<Name>>,
 }
@@ -259,6 +261,7 @@ impl PublicFacts {
             keys: Keys { basis: Basis::Operator, rows: facts.keys.clone() },
             log: log(signed, policy, &facts.ca.log.vkey),
             reported: None,
+            running: Running::new(&facts.nodes),
             services: chosen.public_services.then(services),
         };
         if public.main().is_none_or(|window| window.all == Amount::default()) {

@@ -3,8 +3,9 @@
 
 use std::collections::BTreeMap;
 
+use semver::Version;
 use serde::Serialize;
-use wiretight_keys::claims::{Algorithm, Amount, Levels};
+use wiretight_keys::claims::{Algorithm, Amount, Levels, Release};
 use wiretight_scan::judge::Level;
 use wiretight_scan::passive::summary::Row;
 use wiretight_scan::passive::totals::{Algorithm as Negotiated, OTHER};
@@ -12,6 +13,7 @@ use wiretight_scan::passive::vocabulary;
 
 use super::facts::NodeFacts;
 use super::public::Basis;
+use crate::authority::ReleaseVerdict;
 
 /// The sum of the newest reports. A connection between two machines is in both reports, as in the log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -91,6 +93,43 @@ fn negotiated(row: &Row) -> Option<Negotiated> {
     }
 }
 
+/// Machines by the release that they say they run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Running {
+    pub basis: Basis,
+    /// Releases that the authority's policy accepts, the newest first.
+    pub proved: Vec<Release>,
+    /// Machines whose program is no such release.
+    pub unproved: usize,
+    /// Machines that say nothing of their release.
+    pub unknown: usize,
+}
+
+impl Running {
+    /// `None`: the authority has no policy for releases.
+    pub fn new(nodes: &[NodeFacts]) -> Option<Self> {
+        let mut counts: BTreeMap<Version, u32> = BTreeMap::new();
+        let (mut unproved, mut unknown) = (0, 0);
+        for node in nodes {
+            match &node.release.verdict {
+                ReleaseVerdict::Proved(proved) => {
+                    *counts.entry(proved.version.clone()).or_default() += 1;
+                }
+                ReleaseVerdict::Unproved(_) => unproved += 1,
+                ReleaseVerdict::Unknown => unknown += 1,
+                ReleaseVerdict::Unchecked => return None,
+            }
+        }
+        if counts.is_empty() && unproved == 0 {
+            return None;
+        }
+        let release =
+            |(version, nodes): (Version, u32)| Release { version: version.to_string(), nodes };
+        let proved = counts.into_iter().rev().map(release).collect();
+        Some(Self { basis: Basis::Operator, proved, unproved, unknown })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -124,6 +163,23 @@ mod tests {
             }),
         }));
         rows.list().remove(0)
+    }
+
+    #[test]
+    fn releases_are_counted_and_name_no_machine() {
+        let mut facts = Facts::example();
+        assert_eq!(Running::new(&facts.nodes), None);
+        facts.nodes[0].release.verdict = ReleaseVerdict::Unproved("the machine db1".into());
+        let running = Running::new(&facts.nodes).unwrap();
+        assert_eq!((running.proved.len(), running.unproved, running.unknown), (0, 1, 2));
+        facts.nodes[1].release.verdict = ReleaseVerdict::proved_example("1.9.0");
+        facts.nodes[2].release.verdict = ReleaseVerdict::proved_example("1.10.0");
+        let running = Running::new(&facts.nodes).unwrap();
+        let versions: Vec<_> = running.proved.iter().map(|r| (&*r.version, r.nodes)).collect();
+        assert_eq!((versions, running.unknown), (vec![("1.10.0", 1), ("1.9.0", 1)], 0));
+        assert!(!serde_json::to_string(&running).unwrap().contains("db1"));
+        facts.nodes[2].release.verdict = ReleaseVerdict::Unchecked;
+        assert_eq!(Running::new(&facts.nodes), None);
     }
 
     #[test]

@@ -19,7 +19,7 @@ async fn clients_that_send_garbage_too_much_or_too_slowly_are_disconnected() {
         (&nobody, frame(br#"{"type":"join"}"#), "bad_message"),
         (&nobody, frame(&[b"[".repeat(4000), b"]".repeat(4000)].concat()), "bad_message"),
         (&nobody, u32::MAX.to_be_bytes().to_vec(), "exceeds the limit"),
-        (&nobody, (8 * 1024 + 1u32).to_be_bytes().to_vec(), "exceeds the limit"),
+        (&nobody, (104 * 1024 + 1u32).to_be_bytes().to_vec(), "exceeds the limit"),
         (&member, frame(b"nonsense"), "bad_message"),
         (&member, frame(br#"{"type":"ping"}"#), "the first message"),
         (&member, (1024 * 1024 + 1u32).to_be_bytes().to_vec(), "exceeds the limit"),

@@ -159,7 +159,7 @@ async fn the_intermediate_is_replaced_on_request_and_automatically() {
     assert_eq!(authority.ca_status().intermediate.fingerprint, new.fingerprint);
 
     let ttls = Ttls { svid: Duration::from_secs(1), intermediate: Duration::from_secs(4) };
-    authority.update(ttls, None);
+    authority.update(ttls, None, ReleaseParams::default());
     until("by itself", || authority.ca_status().intermediate.fingerprint != new.fingerprint).await;
 }
 

@@ -9,6 +9,7 @@ mod hostile;
 mod joining;
 mod life;
 mod many;
+mod releases;
 mod shared;
 mod totals;
 
@@ -27,8 +28,8 @@ use wiretight::agent::{
     join_once,
 };
 use wiretight::authority::{
-    Authority, AuthorityError, AuthorityHandle, AuthorityParams, CaError, Grant, LogParams, Times,
-    Ttls,
+    Authority, AuthorityError, AuthorityHandle, AuthorityParams, CaError, Grant, LogParams,
+    ReleaseParams, Times, Ttls,
 };
 use wiretight::control::{Code, Offer};
 use wiretight::log::sequencer::LogError;
@@ -68,6 +69,7 @@ struct World {
     ttls: Ttls,
     times: Times,
     log: LogParams,
+    releases: ReleaseParams,
 }
 
 impl World {
@@ -75,7 +77,9 @@ impl World {
         let ttls = Ttls { svid: HOUR, intermediate: 24 * HOUR };
         let times = Times { debounce: Duration::from_millis(10), ..Times::default() };
         let dir = tempfile::tempdir().unwrap();
-        World { dir, store: Arc::new(MemoryStore::new()), ttls, times, log: LogParams::default() }
+        let (store, log, releases) =
+            (Arc::new(MemoryStore::new()), Default::default(), Default::default());
+        World { dir, store, ttls, times, log, releases }
     }
 
     fn authority_dir(&self) -> PathBuf {
@@ -91,6 +95,7 @@ impl World {
             ttls: self.ttls,
             times: self.times,
             log: self.log.clone(),
+            releases: self.releases.clone(),
         }
     }
 

@@ -290,6 +290,7 @@ fn facts(signer: &LogSigner, policy: &Policy) -> Facts {
         report: Some(report.into()),
         reported_at: Some(AT - 60),
         last_hour: Some(AT / HOUR * HOUR - HOUR),
+        release: Default::default(),
     };
     let hex = |n: u8| format!("{n:02x}").repeat(32);
     let roots = vec![RootStatus {

@@ -11,6 +11,7 @@ use super::super::state::Membership;
 use super::super::{AgentParams, membership, token_fits};
 use super::{Run, Trouble, retry};
 use crate::clock::uptime;
+use crate::control::report::ReportedRelease;
 use crate::control::{Blob, Code};
 
 impl Run {
@@ -22,7 +23,15 @@ impl Run {
         let has_bundle = !self.mesh.bundle().roots().is_empty();
         if has_bundle && let Some(key) = self.enrolment.clone() {
             let ticket = Ticket::Enrolled(&self.mesh);
-            match self.ask(&key, &ticket, self.addresses(None)).await {
+            let mut answer = self.ask(&key, &ticket, self.addresses(None), None).await;
+            // Not before it is asked for: an older authority would refuse so long a message.
+            if let Err(LinkError::Denied(denial)) = &answer
+                && denial.code == Code::UnprovedRelease
+                && let Some(release) = self.own_release()
+            {
+                answer = self.ask(&key, &ticket, self.addresses(None), Some(release)).await;
+            }
+            match answer {
                 Ok(entry) => return self.entered(entry, None).await,
                 Err(LinkError::Denied(d))
                     if matches!(d.code, Code::NotEnrolled | Code::Removed) && !fresh =>
@@ -54,7 +63,7 @@ impl Run {
             }
         };
         let addresses = self.addresses(Some(token));
-        match self.ask(&key, &Ticket::Token(token), addresses).await {
+        match self.ask(&key, &Ticket::Token(token), addresses, None).await {
             Ok(entry) => self.entered(entry, Some(membership(token))).await,
             Err(e) => Err(e.into()),
         }
@@ -66,6 +75,7 @@ impl Run {
         enrolment: &SigningKey,
         ticket: &Ticket<'_>,
         addresses: Vec<HostPort>,
+        release: Option<&ReportedRelease>,
     ) -> Result<(SigningKey, link::Entry), LinkError> {
         let AgentParams { trust_domain, node, transparency, times, .. } = &self.params;
         let id = Id::Node(node.clone());
@@ -74,7 +84,8 @@ impl Run {
         let public = PublicKey::new(key.public_key()).map(|public| (id.clone(), public.hash()));
         self.note_asked(public.into_iter().collect()).await;
         let before = self.before(&id).map(|identity| &**identity);
-        let question = link::Question { trust_domain, node, enrolment, ticket, key: &key, before };
+        let question =
+            link::Question { trust_domain, node, enrolment, ticket, key: &key, before, release };
         let entry = link::enter(&addresses, &question, transparency, times.answer).await?;
         Ok((key, entry))
     }

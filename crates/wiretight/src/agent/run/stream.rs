@@ -298,7 +298,7 @@ impl Run {
                     });
                 }
                 Some((Pending::Report, _)) => {
-                    link.reported.answered(request);
+                    link.reported.refused(request);
                     tracing::warn!(code = %denial.code, "the authority refuses the report about this node: {denial}");
                 }
                 Some((Pending::Fetch(reply), _)) => drop(reply.send(Err(denial.message))),

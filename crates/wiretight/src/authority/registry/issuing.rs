@@ -146,6 +146,9 @@ impl Registry {
             Ok(record) => record,
             Err(denial) => return all(denial, csrs),
         };
+        if let Err(denial) = self.admits(node, enrolment) {
+            return all(denial, csrs);
+        }
         for csr in &mut csrs {
             if let Ok(asked) = csr
                 && let Err(denial) = may(node, &record, &asked.id)

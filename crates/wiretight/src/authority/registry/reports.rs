@@ -1,12 +1,13 @@
 //! What nodes report of themselves: version, mode, exceptions, and who talks to whom. Each node replaces only its own
 //! report. The newest is in memory, and without its rows in the store, below `report/NAME`.
 //!
-//! Nodes are believed: a report is shown with the node's name, and nothing is allowed or refused by it.
+//! Nodes are believed: a report is shown with the node's name, and nothing is allowed or refused by it, except by the
+//! release in it (`releases`).
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
@@ -99,13 +100,15 @@ impl Registry {
             self.reports.rejected.fetch_add(1, Relaxed);
             Err(Denial::new(code, message))
         };
-        if take(&self.reports.budgets, node, 1.0, BURST, RATE, Instant::now()) > Duration::ZERO {
+        let release = report.release.take().map(|release| *release);
+        if !self.may_report(node, Instant::now()) {
             return refuse(Code::Busy, "this node reports too often: try again later".into());
         }
         if let Err(why) = report.check() {
             return refuse(Code::BadRequest, format!("invalid report: {why}"));
         }
         self.current(node, enrolment).await?;
+        self.keep_release(node, enrolment, release).await?;
         report.count_unreadable();
         report.mode_since = report.mode_since.filter(|at| *at <= now().saturating_add(EARLY));
         let at = now();
@@ -122,6 +125,11 @@ impl Registry {
         let known = nodes.entry(node.clone()).or_default();
         (known.report, known.at, known.stored) = (Some(Arc::new(report)), Some(at), stored);
         Ok(())
+    }
+
+    /// Takes a report from a node's budget.
+    pub(super) fn may_report(&self, node: &Name, at: Instant) -> bool {
+        take(&self.reports.budgets, node, 1.0, BURST, RATE, at).is_zero()
     }
 
     /// Forgets what a node has reported: it was removed, or another machine has its name.
