@@ -21,6 +21,7 @@ use crate::control::report::Exception;
 use crate::intercept::{InterceptStatus, TrialStatus};
 use crate::log::sequencer::LogStatus;
 use crate::proof::publish::folder::PublicFile;
+use crate::release::Standing;
 use crate::sandbox::Sandbox;
 use crate::watch::host::WatchStatus;
 
@@ -387,6 +388,9 @@ pub struct Status {
     pub publish: Option<PublishStatus>,
     /// How far Landlock is enforced.
     pub sandbox: Sandbox,
+    /// The program that runs, and whether it is proved to be a release. `None`: an older program.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub release: Option<Standing>,
 }
 
 /// The part of [`Status`] that `wiretight upgrade` reads. The process it replaces may be of any older version, so these

@@ -7,6 +7,7 @@ use wiretight_proxy::clock::now;
 use wiretight_proxy::relay::PeerSum;
 use wiretight_scan::judge::Level;
 use wiretight_scan::passive::totals::Count;
+use wiretight_scan::report::clean;
 
 use super::term::{self, Table};
 use super::{Output, Where, plaintext};
@@ -15,6 +16,7 @@ use crate::admin::client::Received;
 use crate::authority::ReleasesStatus;
 use crate::control::report::{Exception, Explanation};
 use crate::log::sequencer::LogStatus;
+use crate::release::{Standing, Verdict};
 use crate::watch::host::WatchStatus;
 
 /// Refusals that are shown; `--json` has more.
@@ -117,9 +119,10 @@ fn head(status: &NodeStatus) -> String {
     };
     let watch = status.watch.as_ref().map(watch).unwrap_or_default();
     let publish = status.publish.as_ref().map(publish).unwrap_or_default();
+    let release = status.release.as_ref().map(release).unwrap_or_default();
     let process = &status.process;
     format!(
-        "node {}{mesh}{}: {ready}, up {}, pid {}, sandbox {}\n{authority}{transparency}{watch}{publish}",
+        "node {}{mesh}{}: {ready}, up {}, pid {}, sandbox {}\n{authority}{transparency}{watch}{publish}{release}",
         term::bold(process.node.as_str()),
         if status.is_authority { " (the authority)" } else { "" },
         term::span(process.uptime_seconds),
@@ -168,6 +171,24 @@ fn publish(of: &PublishStatus) -> String {
         out += &format!("           {}\n", term::bad(problem));
     }
     out
+}
+
+/// The program that runs.
+fn release(of: &Standing) -> String {
+    let (version, sha256) = (&of.version, of.sha256.get(..16).unwrap_or_default());
+    let verdict = match &of.verdict {
+        Verdict::NoPolicy => return String::new(),
+        Verdict::Unproved(why) => term::bad(&format!("NOT PROVED: {}", clean(why))),
+        Verdict::Proved(proved) => {
+            let rebuilt = match proved.rebuilt.join(", ") {
+                none if none.is_empty() => "no rebuilder required".into(),
+                names => format!("also built by {}", clean(&names)),
+            };
+            let (index, origin) = (proved.index, clean(&proved.origin));
+            format!("proved by entry {index} of {origin}, {rebuilt}")
+        }
+    };
+    format!("release:   {version} (SHA-256 {sha256}…), {verdict}\n")
 }
 
 /// Whether certificates must be in the log, and the state of the authority's log.

@@ -7,6 +7,7 @@ use super::parts::{count, link, relative, span, text};
 use crate::control::report::Exception;
 use crate::proof::chart::date;
 use crate::proof::facts::NodeFacts;
+use crate::release::Verdict;
 
 /// Nodes that are named in one problem.
 const NAMED: usize = 5;
@@ -83,6 +84,10 @@ pub fn failing(model: &Model) -> Vec<Problem> {
     }
     if let Some(why) = &status.not_ready {
         add(format!("This node is not ready: {}", text(why)), "/nodes", "wiretight status");
+    }
+    if let Some(Verdict::Unproved(why)) = status.release.as_ref().map(|release| &release.verdict) {
+        let what = format!("The program of this node is not proved: {}", text(why));
+        add(what, "/nodes", "wiretight status");
     }
     let away = facts.nodes.iter().filter(|node| !node.connected);
     if let (n @ 1.., names) = names(away) {

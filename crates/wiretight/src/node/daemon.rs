@@ -219,6 +219,7 @@ impl Daemon {
             watch: self.watching.as_ref().map(|host| host.status()),
             publish: self.publishing.status(),
             sandbox: self.sandbox,
+            release: Some(self.release.short()),
         }
     }
 
@@ -576,6 +577,7 @@ fn changed_for_good(old: &Config, new: &Config) -> Vec<(bool, &'static str)> {
     let (a, b) = (&old.node, &new.node);
     let listens = |c: &Config| c.authority.as_ref().map(|s| s.listen);
     let public = |c: &Config| c.public_folder().cloned();
+    let policy = |c: &Config| c.release.as_ref().map(|r| r.policy.clone());
     vec![
         (a.name != b.name, "[node] name"),
         (a.trust_domain != b.trust_domain, "[node] trust_domain"),
@@ -595,6 +597,7 @@ fn changed_for_good(old: &Config, new: &Config) -> Vec<(bool, &'static str)> {
         (old.intercept.is_some() != new.intercept.is_some(), "[intercept], added or removed,"),
         (old.watch != new.watch, "[watch]"),
         (a.landlock && public(old) != public(new), "[publish] dir"),
+        (a.landlock && policy(old) != policy(new), "[release] policy"),
         (old.share != new.share, "[edge] share"),
         (old.dns_commands() != new.dns_commands(), "[[acme]] dns_command"),
         (

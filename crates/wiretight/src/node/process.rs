@@ -32,7 +32,7 @@ use super::admin;
 use super::daemon::Daemon;
 use super::publishing::Publishing;
 use super::reporting::Reporting;
-use super::takeover::{Door, Passed, Predecessor, Successor};
+use super::takeover::{Door, Guard, Passed, Predecessor, Successor};
 use crate::acme::{self, Acme, DnsHook, RealClock};
 use crate::acme_server;
 use crate::admin::socket_path;
@@ -47,7 +47,8 @@ use crate::intercept::Interception;
 use crate::logging::chain;
 use crate::private_dir::PrivateDir;
 use crate::privilege;
-use crate::release::{self, Standing};
+use crate::release::kept::Kept;
+use crate::release::{Standing, Verdict, own};
 use crate::sandbox::{self, Sandbox};
 use crate::sites::files::{self, FileCertificates};
 use crate::sites::health;
@@ -66,9 +67,9 @@ pub fn run(config: Config, take_over: bool) -> anyhow::Result<()> {
     raise_file_limit();
     let state = PrivateDir::open(&config.node.state_dir)?;
     // The sandbox hides the program and its proof.
-    let release = release::own::standing(config.release.as_ref(), &state, now());
+    let release = own::standing(config.release.as_ref(), &state, now());
     let predecessor = match take_over {
-        true => Some(Predecessor::meet(state.path(), || lock(state.path()).is_err())?),
+        true => Some(Predecessor::meet(state.path(), &release, || lock(state.path()).is_err())?),
         false => None,
     };
     let locked = match &predecessor {
@@ -118,6 +119,7 @@ pub fn run(config: Config, take_over: bool) -> anyhow::Result<()> {
     let _logs = crate::logging::start();
     let exceptions = config.exception_warnings(now());
     config.warnings.iter().chain(&exceptions).for_each(|warning| tracing::warn!("{warning}"));
+    say_release(&state, &release);
     match sandbox {
         Sandbox::Enforced => tracing::debug!("sandbox: enforced"),
         Sandbox::Partly => {
@@ -166,6 +168,30 @@ pub fn run(config: Config, take_over: bool) -> anyhow::Result<()> {
                     pid, version, %error,
                     "the upgrade failed: the new process did not become ready and has ended; this one keeps running"
                 );
+            }
+        }
+    }
+}
+
+/// Logs what is known of this process's program, and remembers the oldest version that may still be installed.
+fn say_release(state: &PrivateDir, release: &Standing) {
+    let Standing { version, sha256, .. } = release;
+    match &release.verdict {
+        Verdict::NoPolicy => {}
+        Verdict::Unproved(why) => {
+            tracing::warn!(version, sha256, why, "this program is not proved to be a release");
+        }
+        Verdict::Proved(proved) => {
+            tracing::info!(
+                version,
+                sha256,
+                log = proved.origin,
+                index = proved.index,
+                "this program is proved to be a release"
+            );
+            if let Err(error) = Kept::raise(state, &proved.minimum) {
+                let error = chain(&error);
+                tracing::warn!(error, "cannot remember the oldest version that may be installed");
             }
         }
     }
@@ -289,6 +315,7 @@ impl Plane {
             ready,
         };
         to.pass(&passed)?;
+        to.survives(&socket_path(&self.config.load().node.state_dir))?;
         *lock = None;
         (self.interception, self.dns_hook, self.watching) = (None, None, None);
         self.held.lock().clear();
@@ -437,7 +464,8 @@ impl Control<'_> {
             tokio::spawn(complete(daemon.clone()));
         }
         // From here on this process owns the node.
-        let next = tokio::spawn(async move { door.successor().await });
+        let guard = Guard { config: plane.config.clone(), state: PrivateDir::open(state.path())? };
+        let next = tokio::spawn(async move { door.successor(guard).await });
         let (stop, stopped) = watch::channel(false);
         let rules = plane.interception.clone().map(|interception| {
             let (of, mesh) = (plane.config.clone(), daemon.mesh.clone());

@@ -4,7 +4,8 @@
 //! The two meet on `STATE_DIR/takeover.sock`. Each line is JSON, and is answered before the next one is sent:
 //!
 //! ```text
-//! new  {"takeover":1,"version":..}         old  {"meets":{"version":..}} or {"refuses":..}
+//! new  {"takeover":1,"version":..} with its program and the proof of it
+//!                                          old  {"meets":{"version":..}} or {"refuses":..}
 //! new  "go": about to start; the old one shuts down everything but its connections
 //!                                          old  {"listening":ADDRESS} with sockets, once per address,
 //!                                               "ready"/"unready" with the lock, stdout and stderr
@@ -12,19 +13,27 @@
 //! ```
 //!
 //! Until the new process is ready, the old one keeps accepting connections. If the new process fails, the old one kills
-//! it and starts its control part again.
+//! it and starts its control part again. A process with another program must also survive a short trial.
+//!
+//! With `[release]`, the old process refuses a program that is not proved. The new process runs already when it shows its
+//! program, and could show another one: that check is for operators who replaced the file by mistake. `wiretight upgrade
+//! FILE` checks a program before it runs.
 
-use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
+use std::fs::{File, Metadata};
+use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Seek, Write};
 use std::mem::MaybeUninit;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use arc_swap::ArcSwap;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::net::sockopt::socket_peercred;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -33,7 +42,16 @@ use rustix::net::{
 use rustix::process::{Pid, PidfdFlags, Signal, geteuid, pidfd_open, pidfd_send_signal};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use wiretight_keys::token::hex;
+use wiretight_proxy::clock::now;
 use wiretight_proxy::net::Listening;
+
+use crate::config::Config;
+use crate::logging::chain;
+use crate::private_dir::PrivateDir;
+use crate::release::kept::Kept;
+use crate::release::proof::MAX_PROOF;
+use crate::release::{ReleaseProof, Standing, Verdict, own};
 
 /// The version of the protocol.
 const PROTOCOL: u32 = 1;
@@ -44,6 +62,8 @@ const SOON: Duration = Duration::from_secs(10);
 const LONG: Duration = Duration::from_secs(60);
 /// How long a new process that failed may take to end by itself, so that it can report why.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+/// How long a process with another program must serve before it gets the node.
+const TRIAL: Duration = Duration::from_secs(2);
 const MAX_LINE: usize = 4096;
 /// The most sockets sent with one line; the kernel allows 253.
 const MAX_FDS: usize = 64;
@@ -107,10 +127,14 @@ impl Door {
     }
 
     /// Waits for a new process that is about to take over.
-    pub(crate) async fn successor(&self) -> Successor {
+    pub(crate) async fn successor(&self, guard: Guard) -> Successor {
+        let guard = Arc::new(guard);
         loop {
             let met = match self.listener.accept().await {
-                Ok((socket, _)) => tokio::task::spawn_blocking(|| Successor::meet(socket)).await,
+                Ok((socket, _)) => {
+                    let guard = guard.clone();
+                    tokio::task::spawn_blocking(move || Successor::meet(socket, &guard)).await
+                }
                 Err(_) => {
                     tokio::time::sleep(Duration::from_millis(50)).await;
                     continue;
@@ -125,16 +149,64 @@ impl Door {
     }
 }
 
+/// What the next process must be.
+pub(crate) struct Guard {
+    pub(crate) config: Arc<ArcSwap<Config>>,
+    pub(crate) state: PrivateDir,
+}
+
+impl Guard {
+    /// Judges the program of a new process by the policy. `proof`: of its program, unverified.
+    fn check(&self, program: Option<&File>, proof: Option<&File>) -> Result<(), String> {
+        let config = self.config.load();
+        let Some(settings) = &config.release else { return Ok(()) };
+        let program =
+            program.ok_or("the new process is of a release that does not show its program")?;
+        let artifact = regular(program).and_then(own::program);
+        let artifact = artifact.map_err(|e| format!("cannot read the new program: {e}"))?;
+        let proof = proof.map(read_proof).transpose()?;
+        let sha256 = hex(artifact.sha256.as_bytes());
+        match own::judge(Some(settings), &self.state, proof.as_ref(), artifact, now()) {
+            Verdict::Proved(_) | Verdict::NoPolicy => Ok(()),
+            Verdict::Unproved(why) if Kept::read(&self.state).is_ok_and(|k| k.accepts(&sha256)) => {
+                tracing::warn!(sha256, why, "a program that is not proved may take over");
+                Ok(())
+            }
+            Verdict::Unproved(why) => Err(format!(
+                "the running process refuses this program, which is not proved to be a release: {why}"
+            )),
+        }
+    }
+}
+
+fn regular(mut file: &File) -> io::Result<&File> {
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    file.rewind()?;
+    Ok(file)
+}
+
+fn read_proof(file: &File) -> Result<ReleaseProof, String> {
+    let mut bytes = Vec::new();
+    let read =
+        regular(file).and_then(|file| file.take(MAX_PROOF as u64 + 1).read_to_end(&mut bytes));
+    read.map_err(|e| format!("cannot read the proof of the new program: {e}"))?;
+    ReleaseProof::parse(&bytes).map_err(|e| format!("the proof of the new program: {}", chain(&e)))
+}
+
 /// The new process, as the old one sees it. Its calls block.
 pub(crate) struct Successor {
     socket: UnixStream,
     process: OwnedFd,
+    /// Whether it runs another program than this process.
+    other: bool,
     pub(crate) pid: Pid,
     pub(crate) version: String,
 }
 
 impl Successor {
-    fn meet(socket: tokio::net::UnixStream) -> io::Result<Successor> {
+    fn meet(socket: tokio::net::UnixStream, guard: &Guard) -> io::Result<Successor> {
         let socket = socket.into_std()?;
         socket.set_nonblocking(false)?;
         limit(&socket, SOON)?;
@@ -143,7 +215,11 @@ impl Successor {
             return Err(io::Error::other("the new process belongs to another user"));
         }
         let process = pidfd_open(who.pid, PidfdFlags::empty())?;
-        let New::Takeover(protocol, version) = recv(&socket)?.0 else { return Err(confused()) };
+        let (New::Takeover(protocol, version), fds) = recv(&socket)? else {
+            return Err(confused());
+        };
+        let mut files = fds.into_iter().map(File::from);
+        let (program, proof) = (files.next(), files.next());
         if protocol != PROTOCOL {
             let why = format!(
                 "the running process uses version {PROTOCOL} of the takeover protocol, this one version {protocol}: restart the node instead"
@@ -152,10 +228,16 @@ impl Successor {
             let why = format!("the new process uses version {protocol} of the takeover protocol");
             return Err(io::Error::other(why));
         }
+        if let Err(why) = guard.check(program.as_ref(), proof.as_ref()) {
+            let short = why.chars().take(MAX_LINE / 8).collect();
+            send(&socket, &Old::Refuses(short), &[])?;
+            return Err(io::Error::other(why));
+        }
         send(&socket, &Old::Meets { version: env!("CARGO_PKG_VERSION").into() }, &[])?;
         limit(&socket, LONG)?;
+        let other = program.is_none_or(|program| !is_own(&program));
         match recv(&socket)?.0 {
-            New::Go => Ok(Successor { socket, process, pid: who.pid, version }),
+            New::Go => Ok(Successor { socket, process, other, pid: who.pid, version }),
             _ => Err(confused()),
         }
     }
@@ -175,6 +257,20 @@ impl Successor {
             New::Ready => Ok(()),
             _ => Err(confused()),
         }
+    }
+
+    /// Waits until a process with another program has served for a while. `admin`: its admin socket.
+    pub(crate) fn survives(&self, admin: &Path) -> io::Result<()> {
+        if !self.other {
+            return Ok(());
+        }
+        let seconds = TRIAL.as_secs();
+        tracing::info!(seconds, "the new process is ready: it gets the node after a trial");
+        if self.ends_within(TRIAL) {
+            let why = format!("it ended within {seconds} s after it was ready");
+            return Err(io::Error::other(why));
+        }
+        answers(admin).map_err(|e| io::Error::other(format!("it no longer answers: {e}")))
     }
 
     /// Confirms that the new process owns the node now.
@@ -207,10 +303,15 @@ pub(crate) struct Predecessor {
 
 impl Predecessor {
     /// Meets the running process, which changes nothing yet. `runs`: whether a node is running.
-    pub(crate) fn meet(state_dir: &Path, runs: impl Fn() -> bool) -> anyhow::Result<Predecessor> {
+    pub(crate) fn meet(
+        state_dir: &Path,
+        release: &Standing,
+        runs: impl Fn() -> bool,
+    ) -> anyhow::Result<Predecessor> {
+        let own = own_files(release).context("cannot show the own program")?;
         let (path, end) = (socket_path(state_dir), Instant::now() + LONG);
         loop {
-            match Predecessor::try_meet(&path) {
+            match Predecessor::try_meet(&path, &own) {
                 // Another upgrade is in progress, or the node is starting or stopping.
                 Err(e) if is_gone(&e) && Instant::now() < end && runs() => {
                     std::thread::sleep(Duration::from_millis(20));
@@ -230,10 +331,11 @@ impl Predecessor {
         }
     }
 
-    fn try_meet(path: &Path) -> io::Result<Predecessor> {
+    fn try_meet(path: &Path, own: &[File]) -> io::Result<Predecessor> {
         let socket = UnixStream::connect(path)?;
         limit(&socket, LONG)?;
-        send(&socket, &New::Takeover(PROTOCOL, env!("CARGO_PKG_VERSION").into()), &[])?;
+        let own: Vec<_> = own.iter().map(AsFd::as_fd).collect();
+        send(&socket, &New::Takeover(PROTOCOL, env!("CARGO_PKG_VERSION").into()), &own)?;
         match recv(&socket)?.0 {
             Old::Meets { version } => Ok(Predecessor { socket, version }),
             Old::Refuses(why) => Err(io::Error::other(why)),
@@ -283,6 +385,37 @@ impl Predecessor {
             Err(e) if e.kind() == ErrorKind::UnexpectedEof => Ok(()),
             Err(e) => Err(e).context("the previous process does not confirm the takeover"),
         }
+    }
+}
+
+/// This process's program, and its proof if there is one.
+fn own_files(release: &Standing) -> io::Result<Vec<File>> {
+    let mut files = vec![File::open("/proc/self/exe")?];
+    if let Some(text) = &release.proof {
+        let mut proof = File::from(memfd_create(c"proof", MemfdFlags::CLOEXEC)?);
+        proof.write_all(text.as_bytes())?;
+        files.push(proof);
+    }
+    Ok(files)
+}
+
+/// Whether the file is the program of this process.
+fn is_own(program: &File) -> bool {
+    let id = |is: io::Result<Metadata>| is.map(|is| (is.dev(), is.ino())).ok();
+    let own = id(std::fs::metadata("/proc/self/exe"));
+    own.is_some() && own == id(program.metadata())
+}
+
+/// Whether a process serves the admin socket.
+fn answers(admin: &Path) -> io::Result<()> {
+    let mut socket = UnixStream::connect(admin)?;
+    limit(&socket, TRIAL)?;
+    socket.write_all(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")?;
+    let mut start = [0; 12];
+    socket.read_exact(&mut start)?;
+    match &start {
+        b"HTTP/1.1 200" => Ok(()),
+        _ => Err(confused()),
     }
 }
 

@@ -61,6 +61,11 @@ impl Kept {
         Kept { unproved: Some(sha256.to_owned()), ..Kept::read(dir)? }.write(dir)
     }
 
+    /// Whether the operator accepted this program without a proof. (SHA-256, in hex.)
+    pub fn accepts(&self, sha256: &str) -> bool {
+        self.unproved.as_deref() == Some(sha256)
+    }
+
     fn write(&self, dir: &PrivateDir) -> Result<(), KeptError> {
         Ok(write(dir, FILE, &serde_json::to_vec(self)?)?)
     }

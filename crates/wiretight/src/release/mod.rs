@@ -18,12 +18,14 @@
 //! - `ledger`: a release log in a directory
 //! - `own`: the program that runs
 //! - `kept`: what a node remembers about releases
+//! - `place`: a program's file, replaced by another that was verified
 
 pub mod check;
 pub mod entry;
 pub mod kept;
 pub mod ledger;
 pub mod own;
+pub mod place;
 pub mod policy;
 pub mod proof;
 #[cfg(test)]

@@ -135,8 +135,8 @@ pub fn judge(
     now: u64,
 ) -> Verdict {
     let kept = Kept::read(dir);
-    let accepted = matches!(&kept, Ok(Kept { unproved: Some(sha256), .. })
-        if *sha256 == hex(artifact.sha256.as_bytes()));
+    let sha256 = hex(artifact.sha256.as_bytes());
+    let accepted = kept.as_ref().is_ok_and(|kept| kept.accepts(&sha256));
     let why = match (settings, proof) {
         (None, _) if accepted => "there is no release policy".to_owned(),
         (None, _) => return Verdict::NoPolicy,

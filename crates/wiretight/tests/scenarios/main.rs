@@ -25,6 +25,7 @@ mod mixin;
 mod operator;
 mod privilege;
 mod programs;
+mod proved;
 mod release;
 mod rig;
 mod scan;

@@ -12,7 +12,7 @@ use super::rig::*;
 const DRAIN: &str = "drain = \"10m\"\n";
 
 /// A mesh with one echo service, whose old processes may drain for a long time.
-fn pair() -> (Pair, std::net::SocketAddr) {
+pub(super) fn pair() -> (Pair, std::net::SocketAddr) {
     let (mut pair, entry) = Pair::echo("");
     for node in [&mut pair.auth, &mut pair.app, &mut pair.db] {
         let file = fs::read_to_string(node.file()).unwrap();
