@@ -5,7 +5,9 @@ use std::error::Error;
 use std::fs;
 use std::path::Path;
 
-use wiretight::control::report::{Exception, ExceptionKind, Explanation, NodeReport, ReportedRelease};
+use wiretight::control::report::{
+    Exception, ExceptionKind, Explanation, NodeReport, ReportedRelease,
+};
 use wiretight::control::{
     Blob, Code, Denial, FromAuthority, FromNode, FromStranger, Join, Message, Offer, Rejoin,
     SharedRecord, State, encode,
