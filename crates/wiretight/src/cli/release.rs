@@ -1,8 +1,6 @@
 //! `wiretight release` and `wiretight rebuild`
 
 use std::fs::File;
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
@@ -209,16 +207,7 @@ impl Release {
 impl Keygen {
     fn run(self) -> anyhow::Result<()> {
         let signer = LogSigner::generate(self.name)?;
-        let private = Zeroizing::new(format!("{}\n", *signer.to_private()?));
-        let file = File::options().write(true).create_new(true).mode(0o600).open(&self.out);
-        let mut file = file.with_context(|| {
-            format!(
-                "cannot create {}. An existing key is not overwritten: move it away first.",
-                self.out.display()
-            )
-        })?;
-        let written = file.write_all(private.as_bytes()).and_then(|()| file.sync_all());
-        written.with_context(|| format!("cannot write {}", self.out.display()))?;
+        super::witness::write_key(&signer.to_private()?, &self.out)?;
         super::print(&format!("{}\n", signer.public()))
     }
 }

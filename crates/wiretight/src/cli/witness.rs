@@ -126,7 +126,13 @@ pub(super) fn create_key(
     let mut seed = Zeroizing::new([0; 32]);
     getrandom::fill(&mut seed[..]).context("cannot get random bytes from the system")?;
     let cosigner = Cosigner::from_seed(name, algorithm, &seed)?;
-    let private = Zeroizing::new(format!("{}\n", *cosigner.to_private()?));
+    write_key(&cosigner.to_private()?, out)?;
+    Ok(cosigner)
+}
+
+/// Writes a private key to a new file.
+pub(super) fn write_key(private: &str, out: &Path) -> anyhow::Result<()> {
+    let private = Zeroizing::new(format!("{private}\n"));
     let file = std::fs::File::options().write(true).create_new(true).mode(0o600).open(out);
     let mut file = file.with_context(|| {
         format!(
@@ -135,8 +141,7 @@ pub(super) fn create_key(
         )
     })?;
     let written = file.write_all(private.as_bytes()).and_then(|()| file.sync_all());
-    written.with_context(|| format!("cannot write {}", out.display()))?;
-    Ok(cosigner)
+    written.with_context(|| format!("cannot write {}", out.display()))
 }
 
 /// The files for HTTPS, which only a witness on loopback may do without.
