@@ -1,4 +1,4 @@
-//! Policies for releases: a tlog-policy (C2SP) with three more kinds of lines.
+//! Policies for releases: a tlog-policy (C2SP) with four more kinds of lines.
 //!
 //! ```text
 //! log        example.org/wiretight-log+1f2e3d4c+AQ…
